@@ -1,0 +1,78 @@
+"""Builds the C library once and the thin Cython modules over it. Everything else stands in pyproject.toml.
+
+RT_SANITIZE=address|undefined|thread builds with that sanitizer, RT_DEBUG=1 poisons slots and checks bounds,
+RT_WERROR=1 turns warnings in our own C into errors.
+"""
+import os
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_clib import build_clib
+
+ROOT = Path(__file__).parent
+SANITIZE = os.environ.get("RT_SANITIZE", "")
+FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-fopenmp"]
+LINK = ["-fopenmp"]
+if SANITIZE:
+    FLAGS += [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer"]
+    LINK += [f"-fsanitize={SANITIZE}"]
+if os.environ.get("RT_DEBUG"):
+    FLAGS += ["-DRT_DEBUG=1"]
+
+OWN = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("RT_WERROR") else [])
+MODULES = ["_text", "_weights", "_kernels", "_engine"]
+# Data (.def, .inc) and headers: any change rebuilds, so that a stale object never hides an error.
+HEADERS = [str(p.relative_to(ROOT)) for ext in ("h", "inc", "def") for p in sorted((ROOT / "csrc").rglob(f"*.{ext}"))]
+SOURCES = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*.c"))]
+
+
+class BuildLibrary(build_clib):
+    """build_clib that compiles files side by side."""
+
+    def build_libraries(self, libraries):
+        from concurrent.futures import ThreadPoolExecutor
+
+        compile_one = self.compiler._compile
+        pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1)
+        jobs = []
+        self.compiler._compile = lambda *a: jobs.append(pool.submit(compile_one, *a))
+        link = self.compiler.create_static_lib
+
+        def link_when_compiled(*a, **k):
+            for job in jobs:
+                job.result()
+            jobs.clear()
+            return link(*a, **k)
+
+        self.compiler.create_static_lib = link_when_compiled
+        super().build_libraries(libraries)
+
+
+library = ("rt", {
+    "sources": SOURCES,
+    "include_dirs": ["csrc"],
+    "cflags": FLAGS + OWN,
+    "obj_deps": {"": HEADERS},
+})
+extensions = [
+    Extension(
+        f"pyruntime._core.{name}",
+        [f"pyruntime/_core/{name}.pyx"],
+        include_dirs=["csrc", numpy.get_include()],
+        extra_compile_args=FLAGS,
+        extra_link_args=LINK + ["-Wl,-s"] * (not SANITIZE),
+        libraries=["m", "pthread"],
+        depends=HEADERS + SOURCES,
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+    )
+    for name in MODULES
+    if (ROOT / f"pyruntime/_core/{name}.pyx").exists()
+]
+
+setup(
+    libraries=[library],
+    ext_modules=cythonize(extensions, language_level=3, build_dir="build/cython"),
+    cmdclass={"build_clib": BuildLibrary},
+)
