@@ -1,0 +1,20 @@
+/* BF16, the upper half of an f32.  file: two bytes a weight.  tile (2048): [64 k][16 row] u16. */
+#ifndef RT_BF16_H
+#define RT_BF16_H
+#include "quant/r16.h"
+
+static inline void rt_decode_BF16(const uint8_t *restrict block, float *restrict out /* [1] */) {
+  *out = rt_bf16_to_f32(rt_load_u16(block));
+}
+
+static inline void rt_pack_BF16(const uint8_t *restrict blocks, size_t stride, int rows, int k, uint8_t *restrict tile) {
+  rt_pack_elements(blocks, stride, rows, k, 2, tile);
+}
+
+static inline void rt_unpack_BF16(const uint8_t *restrict tile, int row, float *restrict out /* [64] */) {
+  for (int k = 0; k < RT_TILE_K; k++) out[k] = rt_bf16_to_f32(rt_load_u16(tile + (k * RT_TILE_ROWS + row) * 2));
+}
+
+/* ---- dot ---- */
+
+#endif

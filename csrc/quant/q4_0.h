@@ -1,0 +1,39 @@
+/* Q4_0, value = d * (n - 8).
+ *   file (18 for 32 weights):  d f16 | n u4[32], byte i holds n[i] low and n[i + 16] high
+ *   tile (576):                d f16 [2 half][16 row] | [8 step][16 row][4 k] u8
+ *                              step j, byte i holds k = 4 j + i low (half 0) and k = 32 + 4 j + i high (half 1)
+ * A padding weight is n = 0 under d = 0. */
+#ifndef RT_Q4_0_H
+#define RT_Q4_0_H
+#include "quant/r16.h"
+
+static inline void rt_decode_Q4_0(const uint8_t *restrict block, float *restrict out /* [32] */) {
+  float d = rt_load_f16(block);
+  for (int k = 0; k < 16; k++) {
+    out[k] = d * (float)((block[2 + k] & 15) - 8);
+    out[k + 16] = d * (float)((block[2 + k] >> 4) - 8);
+  }
+}
+
+static inline void rt_pack_Q4_0(const uint8_t *restrict blocks, size_t stride, int rows, int k, uint8_t *restrict tile) {
+  static const uint8_t none[18];
+  memset(tile, 0, 576);
+  for (int r = 0; r < rows; r++) {
+    const uint8_t *first = blocks + r * stride, *second = k > 32 ? first + 18 : none;
+    memcpy(tile + r * 2, first, 2);
+    memcpy(tile + 32 + r * 2, second, 2);
+    rt_pack_nibbles(first + 2, second + 2, tile + 64 + r * 4);
+  }
+}
+
+static inline void rt_unpack_Q4_0(const uint8_t *restrict tile, int row, float *restrict out /* [64] */) {
+  for (int k = 0; k < 32; k++) {
+    uint8_t both = tile[64 + rt_step_at(row, k)];
+    out[k] = rt_load_f16(tile + row * 2) * (float)((both & 15) - 8);
+    out[k + 32] = rt_load_f16(tile + 32 + row * 2) * (float)((both >> 4) - 8);
+  }
+}
+
+/* ---- dot ---- */
+
+#endif

@@ -1,0 +1,40 @@
+/* Q4_1, value = d * n + m.
+ *   file (20 for 32 weights):  d f16 | m f16 | n u4[32], byte i holds n[i] low and n[i + 16] high
+ *   tile (640):                d f16 [2 half][16 row] | m f16 [2 half][16 row] | [8 step][16 row][4 k] u8 as in Q4_0
+ * A padding weight is n = 0 under d = m = 0. */
+#ifndef RT_Q4_1_H
+#define RT_Q4_1_H
+#include "quant/r16.h"
+
+static inline void rt_decode_Q4_1(const uint8_t *restrict block, float *restrict out /* [32] */) {
+  float d = rt_load_f16(block), m = rt_load_f16(block + 2);
+  for (int k = 0; k < 16; k++) {
+    out[k] = d * (float)(block[4 + k] & 15) + m;
+    out[k + 16] = d * (float)(block[4 + k] >> 4) + m;
+  }
+}
+
+static inline void rt_pack_Q4_1(const uint8_t *restrict blocks, size_t stride, int rows, int k, uint8_t *restrict tile) {
+  static const uint8_t none[20];
+  memset(tile, 0, 640);
+  for (int r = 0; r < rows; r++) {
+    const uint8_t *first = blocks + r * stride, *second = k > 32 ? first + 20 : none;
+    memcpy(tile + r * 2, first, 2);
+    memcpy(tile + 32 + r * 2, second, 2);
+    memcpy(tile + 64 + r * 2, first + 2, 2);
+    memcpy(tile + 96 + r * 2, second + 2, 2);
+    rt_pack_nibbles(first + 4, second + 4, tile + 128 + r * 4);
+  }
+}
+
+static inline void rt_unpack_Q4_1(const uint8_t *restrict tile, int row, float *restrict out /* [64] */) {
+  for (int k = 0; k < 32; k++) {
+    uint8_t both = tile[128 + rt_step_at(row, k)];
+    out[k] = rt_load_f16(tile + row * 2) * (float)(both & 15) + rt_load_f16(tile + 64 + row * 2);
+    out[k + 32] = rt_load_f16(tile + 32 + row * 2) * (float)(both >> 4) + rt_load_f16(tile + 96 + row * 2);
+  }
+}
+
+/* ---- dot ---- */
+
+#endif

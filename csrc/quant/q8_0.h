@@ -1,0 +1,38 @@
+/* Q8_0, value = d * q.
+ *   file (34 for 32 weights):  d f16 | q s8[32]
+ *   tile (1088):               d f16 [2 half][16 row] | [2 half][8 step][16 row][4 k] u8 = q ^ 0x80
+ *                              half h, step j, byte i is k = 32 h + 4 j + i
+ * A padding weight is 0x80 (q = 0) under d = 0. */
+#ifndef RT_Q8_0_H
+#define RT_Q8_0_H
+#include "quant/r16.h"
+
+static inline void rt_decode_Q8_0(const uint8_t *restrict block, float *restrict out /* [32] */) {
+  float d = rt_load_f16(block);
+  for (int k = 0; k < 32; k++) out[k] = d * (float)(int8_t)block[2 + k];
+}
+
+static inline void rt_pack_Q8_0(const uint8_t *restrict blocks, size_t stride, int rows, int k, uint8_t *restrict tile) {
+  memset(tile, 0, 64);
+  memset(tile + 64, 0x80, 1024);
+  for (int r = 0; r < rows; r++)
+    for (int h = 0; 32 * h < k; h++) {
+      const uint8_t *block = blocks + r * stride + h * 34;
+      memcpy(tile + h * 32 + r * 2, block, 2);
+      for (int j = 0; j < 8; j++) {
+        uint32_t four = rt_load_u32(block + 2 + 4 * j) ^ 0x80808080;
+        memcpy(tile + 64 + h * 512 + j * RT_STEP_BYTES + r * 4, &four, 4);
+      }
+    }
+}
+
+static inline void rt_unpack_Q8_0(const uint8_t *restrict tile, int row, float *restrict out /* [64] */) {
+  for (int k = 0; k < RT_TILE_K; k++) {
+    float d = rt_load_f16(tile + k / 32 * 32 + row * 2);
+    out[k] = d * (float)(int8_t)(tile[64 + k / 32 * 512 + rt_step_at(row, k % 32)] ^ 0x80);
+  }
+}
+
+/* ---- dot ---- */
+
+#endif
