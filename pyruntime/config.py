@@ -1,0 +1,90 @@
+"""A model's hyperparameters: read once from a file's metadata, every number checked against a range, then immutable."""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .errors import ModelInvalid
+
+LAYERS_MAX, WIDTH_MAX, HEADS_MAX, VOCAB_MAX, CONTEXT_MAX = 1024, 1 << 17, 1024, 1 << 22, 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How rotary frequencies stretch beyond the trained context. kind: none, linear, llama3 (others join here)."""
+
+    kind: str = "none"
+    factor: float = 1.0
+    low: float = 1.0
+    high: float = 4.0
+    original_context: int = 8192
+    factors: tuple[float, ...] = ()    # per-frequency divisors, as GGUF stores them in rope_freqs.weight
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What a family's `plan(config)` reads. Widths in elements, `context` in tokens."""
+
+    family: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    vocab: int
+    context: int
+    eps: float = 1e-5
+    rope_theta: float = 1e4
+    rope_dims: int = 0                 # 0 = head_dim
+    rope_interleaved: bool = True
+    rope_scaling: RopeScaling = RopeScaling()
+    tied: bool = True
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    activation: str = "silu"
+    k_format: str = "f16"
+    v_format: str = "f16"
+
+
+class Metadata:
+    """Typed, range-checked reading of a file's key-value metadata; errors name the file and the key."""
+
+    def __init__(self, values: Mapping[str, object], file: str) -> None:
+        self.values = values
+        self.file = file
+
+    def _get(self, key: str, default: object, wanted: str) -> object:
+        if key in self.values:
+            return self.values[key]
+        if default is None:
+            raise ModelInvalid(f"{self.file}: metadata '{key}' is missing; the file needs it as {wanted}")
+        return default
+
+    def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
+        """A whole number within [low, high]."""
+        value = self._get(key, default, "a whole number")
+        if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= int(value) <= high:  # type: ignore[call-overload]
+            raise ModelInvalid(f"{self.file}: metadata '{key}' is {_short(value)}; it must be a whole number, {low} to {high}")
+        return int(value)  # type: ignore[call-overload]
+
+    def real(self, key: str, low: float, high: float, default: float | None = None) -> float:
+        """A finite number within [low, high]."""
+        value = self._get(key, default, "a number")
+        if isinstance(value, (bool, str)) or not hasattr(value, "__float__") or not math.isfinite(float(value)) \
+                or not low <= float(value) <= high:
+            raise ModelInvalid(f"{self.file}: metadata '{key}' is {_short(value)}; it must be a number, {low:g} to {high:g}")
+        return float(value)
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A string."""
+        value = self._get(key, default, "text")
+        if not isinstance(value, str):
+            raise ModelInvalid(f"{self.file}: metadata '{key}' is {_short(value)}; it must be text")
+        return value
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

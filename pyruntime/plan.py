@@ -1,0 +1,226 @@
+"""The plan: a flat list of ops over named slots, weights and cache groups. Pure data, the only description of a model.
+
+Two readers interpret it: `csrc/exec` and `backends/torch.py`. An op's fields carry the names of `csrc/defs/ops.def`.
+Nothing here knows a backend, a rank or a family. Formulas below use x for one token's row; W is [n_out][k].
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Union
+
+PAGE_TOKENS = 16  # tokens whose K and V one page holds
+
+
+class NormKind(IntEnum):
+    """How NORM_LINEAR normalizes: RMS x / sqrt(mean(x^2) + eps) * w, or LAYER (x - mean) / sqrt(var + eps) * w + b."""
+
+    RMS = 0
+    LAYER = 1
+
+
+class Activation(IntEnum):
+    """The gate's function in GATED: silu x*sigmoid(x), gelu_tanh (tanh form), gelu (erf form)."""
+
+    SILU = 0
+    GELU_TANH = 1
+    GELU = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A named f32 activation buffer [tokens][width], or [flagged rows][width] when `per_row`."""
+
+    name: str
+    width: int
+    per_row: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """What an op needs: a matrix [rows][k] in any format, or a vector [rows] (k == 0), which is kept in f32."""
+
+    name: str
+    rows: int
+    k: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheGroup:
+    """Layers whose K and V share pages of one shape and one block table per sequence.
+
+    kind is "paged"; "window", "latent", "state" and "cross" are the names later families use.
+    One page holds, per layer and KV head, K as [head_dim][PAGE_TOKENS] and V as [PAGE_TOKENS][head_dim].
+    """
+
+    name: str
+    layers: int
+    kv_heads: int
+    head_dim: int
+    kind: str = "paged"
+    k_format: str = "f16"
+    v_format: str = "f16"
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """One rotary table. Pair i of a head turns by position * inv_freq[i]; cos and sin are multiplied by `mscale`.
+
+    Angles are computed in f64 and rounded once to f32. Dimensions past 2*len(inv_freq) stay as they are.
+    interleaved: pairs are (2i, 2i+1), as GGUF stores llama; otherwise (i, i + rotary_dims/2), as Hugging Face does.
+    """
+
+    inv_freq: tuple[float, ...]
+    interleaved: bool
+    mscale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """out = weight[token] * scale; token -1-i takes row i of the batch's embedding rows instead (unscaled)."""
+
+    out: str
+    weight: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class NormLinear:
+    """out = concat_j(W_j norm(x) + b_j) for up to three matrices (q, k, v). The norm and its rounding are done once."""
+
+    x: str
+    out: str
+    norm: str
+    w0: str
+    w1: str | None = None
+    w2: str | None = None
+    b0: str | None = None
+    b1: str | None = None
+    b2: str | None = None
+    norm_bias: str | None = None
+    norm_kind: int = NormKind.RMS
+    eps: float = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """out = W x + bias."""
+
+    x: str
+    out: str
+    weight: str
+    bias: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LinearAdd:
+    """out += scale * (W x + bias): the residual connection."""
+
+    x: str
+    out: str
+    weight: str
+    bias: str | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gated:
+    """n = rmsnorm(x) (or x when norm is None); out = activation(gate n) * (up n)."""
+
+    x: str
+    out: str
+    norm: str | None
+    gate: str
+    up: str
+    activation: int = Activation.SILU
+    eps: float = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class RopeKV:
+    """qkv = [heads | kv_heads | kv_heads] x head_dim: optional per-head RMS norm of q and k, rotate q and k in place,
+    then store k and v of every token in the sequence's pages of `group`, `layer`. rope None: no rotation."""
+
+    qkv: str
+    group: str
+    layer: int
+    heads: int
+    rope: int | None
+    q_norm: str | None = None
+    k_norm: str | None = None
+    eps: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """out[h] = softmax(scale * q_h . K + mask) V over the sequence's pages as stored; head h reads KV head h // (heads / kv_heads).
+
+    A stored token is seen when its stored position p satisfies p <= position and, with window > 0, p > position - window.
+    softcap > 0: scores become softcap * tanh(scores / softcap). sinks: one logit per head joins the softmax's sum.
+    """
+
+    qkv: str
+    out: str
+    group: str
+    layer: int
+    heads: int
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    sinks: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """For flagged rows only: out = softcap(scale * W rmsnorm(x))."""
+
+    x: str
+    out: str
+    norm: str
+    weight: str
+    eps: float = 1e-5
+    scale: float = 1.0
+    softcap: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One token per flagged row, by that row's sampling parameters (types.SAMPLING)."""
+
+    logits: str
+
+
+Op = Union[Embed, NormLinear, Linear, LinearAdd, Gated, RopeKV, Attention, Logits, Sample]
+
+#: op class -> its name in csrc/defs/ops.def
+NAMES: dict[type, str] = {
+    Embed: "embed", NormLinear: "norm_linear", Linear: "linear", LinearAdd: "linear_add", Gated: "gated",
+    RopeKV: "rope_kv", Attention: "attention", Logits: "logits", Sample: "sample",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole model. `cuts` are the op indices where a stage may begin (0 and every layer's first op)."""
+
+    ops: tuple[Op, ...]
+    slots: tuple[Slot, ...]
+    weights: tuple[Weight, ...]
+    groups: tuple[CacheGroup, ...]
+    ropes: tuple[Rope, ...]
+    vocab: int
+    context: int
+    width: int
+    cuts: tuple[int, ...] = field(default=(0,))
+
+    def slot(self, name: str) -> int:
+        """Index of a slot by name."""
+        return next(i for i, s in enumerate(self.slots) if s.name == name)
+
+    def weight(self, name: str | None) -> int:
+        """Index of a weight by name; -1 for None."""
+        return -1 if name is None else next(i for i, w in enumerate(self.weights) if w.name == name)
+
+    def group(self, name: str) -> int:
+        """Index of a cache group by name."""
+        return next(i for i, g in enumerate(self.groups) if g.name == name)
