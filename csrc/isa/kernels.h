@@ -4,15 +4,9 @@
  * the sets give the same bits, scalar is the specification, and a row's bits depend on no neighbour. */
 #ifndef RT_KERNELS_H
 #define RT_KERNELS_H
+#include "quant/formats.h"
 #include <stddef.h>
 #include <stdint.h>
-
-enum rt_format {
-#define FORMAT(name, ...) RT_##name,
-#include "defs/formats.def"
-#undef FORMAT
-  RT_FORMATS
-};
 
 enum rt_isa {
 #define ISA(name, needs) RT_ISA_##name,
