@@ -1,7 +1,6 @@
 """A model's hyperparameters: read once from a file's metadata, every number checked against a range, then immutable."""
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -65,15 +64,14 @@ class Metadata:
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
         """A whole number within [low, high]."""
         value = self._get(key, default, "a whole number")
-        if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= int(value) <= high:  # type: ignore[call-overload]
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ModelInvalid(f"{self.file}: metadata '{key}' is {_short(value)}; it must be a whole number, {low} to {high}")
-        return int(value)  # type: ignore[call-overload]
+        return value
 
     def real(self, key: str, low: float, high: float, default: float | None = None) -> float:
         """A finite number within [low, high]."""
         value = self._get(key, default, "a number")
-        if isinstance(value, (bool, str)) or not hasattr(value, "__float__") or not math.isfinite(float(value)) \
-                or not low <= float(value) <= high:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise ModelInvalid(f"{self.file}: metadata '{key}' is {_short(value)}; it must be a number, {low:g} to {high:g}")
         return float(value)
 

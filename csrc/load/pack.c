@@ -1,5 +1,7 @@
 #include "load/pack.h"
 
+#include <omp.h>
+
 #include "base/checked.h"
 #include "quant/r16.h"
 
@@ -40,6 +42,14 @@ void rt_pack_group(rt_format format, uint64_t rows, uint64_t k, const uint8_t *r
             dst);
 }
 
+int rt_pack_threads(int threads, uint64_t pieces) {
+  if (threads <= 0) threads = omp_get_max_threads();
+  if (pieces == 0) return 1;
+  return (uint64_t)threads < pieces ? threads : (int)pieces;
+}
+
+void rt_pack_threads_done(void) { omp_pause_resource_all(omp_pause_soft); }
+
 rt_code rt_pack(rt_format format, uint64_t rows, uint64_t k, const uint8_t *restrict blocks, size_t blocks_bytes,
                 uint8_t *restrict dst, size_t dst_bytes, int threads, rt_status *st) {
   size_t need = rt_packed_bytes(format, rows, k), group_bytes = rt_group_bytes(format, k);
@@ -50,13 +60,9 @@ rt_code rt_pack(rt_format format, uint64_t rows, uint64_t k, const uint8_t *rest
                    (unsigned long long)k, rt_format_table[format].name, rt_file_bytes(format, rows, k), need, blocks_bytes,
                    dst_bytes);
   int64_t groups = (int64_t)groups_of(rows);
-  if (threads > 0) {
-#pragma omp parallel for schedule(dynamic, 8) num_threads(threads)
-    for (int64_t g = 0; g < groups; g++) rt_pack_group(format, rows, k, blocks, (uint64_t)g, dst + g * group_bytes);
-  } else {
-#pragma omp parallel for schedule(dynamic, 8)
-    for (int64_t g = 0; g < groups; g++) rt_pack_group(format, rows, k, blocks, (uint64_t)g, dst + g * group_bytes);
-  }
+#pragma omp parallel for schedule(dynamic, 8) num_threads(rt_pack_threads(threads, (uint64_t)groups))
+  for (int64_t g = 0; g < groups; g++) rt_pack_group(format, rows, k, blocks, (uint64_t)g, dst + (size_t)g * group_bytes);
+  rt_pack_threads_done();
   return RT_OK;
 }
 

@@ -15,7 +15,12 @@ size_t rt_packed_bytes(rt_format format, uint64_t rows, uint64_t k);
 void rt_pack_group(rt_format format, uint64_t rows, uint64_t k, const uint8_t *restrict blocks, uint64_t group,
                    uint8_t *restrict dst);
 
-/* Every group, in parallel on `threads` (0: as many as OpenMP would take). dst: [rt_packed_bytes]. */
+/* How many OpenMP threads share `pieces` when `threads` are asked for (0: as many as OpenMP would take); and the end of
+ * their work, after which no idle thread is left behind: a process may fork and go on packing in the child. */
+int rt_pack_threads(int threads, uint64_t pieces);
+void rt_pack_threads_done(void);
+
+/* Every group, in parallel. dst: [rt_packed_bytes]. */
 rt_code rt_pack(rt_format format, uint64_t rows, uint64_t k, const uint8_t *restrict blocks, size_t blocks_bytes,
                 uint8_t *restrict dst, size_t dst_bytes, int threads, rt_status *st);
 
