@@ -4,6 +4,7 @@
  * One caller at a time per engine; engines do not share anything. */
 #ifndef RT_H
 #define RT_H
+#include "base/cpu.h"
 #include "base/status.h"
 #include "isa/kernels.h"
 #include <stdint.h>
@@ -18,6 +19,7 @@ typedef struct rt_weight {
   int32_t format, rows, k;  /* k == 0: a vector [rows] of f32, `packed` points at it */
   const uint8_t *packed;    /* R16 groups, or NULL in low-memory mode */
   const uint8_t *blocks;    /* the file's blocks [rows][k / block], read when packed == NULL */
+  size_t bytes;             /* of what is given: proven against format, rows and k when the engine is made */
 } rt_weight;
 
 typedef struct rt_group { int32_t layers, kv_heads, head_dim, k_format, v_format, pages; } rt_group;
@@ -80,7 +82,6 @@ rt_code rt_history_extend(rt_engine *e, int32_t history, const int32_t *tokens, 
 rt_code rt_history_truncate(rt_engine *e, int32_t history, int32_t length, rt_status *st);
 
 /* ---- the machine ---- */
-int32_t rt_cpu_best_isa(void);                              /* the highest set of defs/isas.def this CPU and OS can run */
-const char *rt_isa_missing(int32_t isa);                    /* features the CPU lacks for a set, "" when it can run */
-const struct rt_kernels *rt_isa_kernels(int32_t isa);
+/* base/cpu.h has rt_cpu_best_isa and rt_isa_missing. */
+const struct rt_kernels *rt_isa_kernels(int32_t isa);       /* NULL when this build does not have the set */
 #endif

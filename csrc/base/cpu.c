@@ -1,0 +1,73 @@
+#include "base/cpu.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+static const struct { const char *name, *needs; } sets[] = {
+#define ISA(name, needs) {#name, needs},
+#include "defs/isas.def"
+#undef ISA
+};
+
+int32_t rt_isa_count(void) { return (int32_t)(sizeof sets / sizeof *sets); }
+
+const char *rt_isa_name(int32_t isa) { return isa >= 0 && isa < rt_isa_count() ? sets[isa].name : NULL; }
+
+#if defined(__x86_64__)
+enum { EAX, EBX, ECX, EDX };
+enum { YMM_STATE = 0x6, ZMM_STATE = 0xe6 }; /* bits of XCR0 the system must have set to keep these registers */
+
+static const struct feature { const char *name; unsigned leaf, reg, bit, state; } features[] = {
+  {"fma", 1, ECX, 12, YMM_STATE},        {"f16c", 1, ECX, 29, YMM_STATE},       {"avx2", 7, EBX, 5, YMM_STATE},
+  {"avx512f", 7, EBX, 16, ZMM_STATE},    {"avx512dq", 7, EBX, 17, ZMM_STATE},   {"avx512bw", 7, EBX, 30, ZMM_STATE},
+  {"avx512vl", 7, EBX, 31, ZMM_STATE},   {"avx512_vnni", 7, ECX, 11, ZMM_STATE},
+};
+
+static uint64_t register_state(void) {
+  unsigned r[4] = {0}, low, high;
+  if (!__get_cpuid(1, &r[EAX], &r[EBX], &r[ECX], &r[EDX]) || !(r[ECX] >> 27 & 1)) return 0; /* no OSXSAVE: no xgetbv */
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (uint64_t)high << 32 | low;
+}
+
+static bool has(const char *name, size_t length) {
+  for (size_t i = 0; i < sizeof features / sizeof *features; i++) {
+    const struct feature *f = &features[i];
+    if (strlen(f->name) != length || memcmp(f->name, name, length) != 0) continue;
+    unsigned r[4] = {0};
+    return __get_cpuid_count(f->leaf, 0, &r[EAX], &r[EBX], &r[ECX], &r[EDX]) && (r[f->reg] >> f->bit & 1) &&
+           (register_state() & f->state) == f->state;
+  }
+  return false;
+}
+#else
+static bool has(const char *name, size_t length) {
+  (void)name, (void)length;
+  return false;
+}
+#endif
+
+const char *rt_isa_missing(int32_t isa, char missing[RT_MISSING_BYTES]) {
+  size_t used = 0;
+  missing[0] = 0;
+  if (!rt_isa_name(isa)) return strcpy(missing, "an instruction set of that number");
+  for (const char *at = sets[isa].needs; *at;) {
+    size_t length = strcspn(at, " ");
+    if (length && !has(at, length) && used + length + 2 < RT_MISSING_BYTES)
+      used += (size_t)snprintf(missing + used, RT_MISSING_BYTES - used, "%s%.*s", used ? " " : "", (int)length, at);
+    at += length + (at[length] == ' ');
+  }
+  return missing;
+}
+
+int32_t rt_cpu_best_isa(void) {
+  char missing[RT_MISSING_BYTES];
+  int32_t isa = rt_isa_count() - 1;
+  while (isa > 0 && *rt_isa_missing(isa, missing)) isa--;
+  return isa;
+}
