@@ -1,0 +1,154 @@
+"""The reference backend: interprets a plan op by op in torch. On CPU in f32 it is what the native backend is held to."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..errors import EngineFailed, FieldInvalid
+from ..plan import PAGE_TOKENS, Plan
+from ..types import SAMPLED, Batch
+from .torch_ops import OPS, Cache, Matrix, Step
+
+INTEGER_FORMATS = ("Q8_0", "Q4_0", "Q4_1")
+CACHE_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A weight with its values written out: f32 [rows][k] or [rows], and the name of the format they came from."""
+
+    values: np.ndarray
+    format: str = "F32"
+
+
+class TorchBackend:
+    """backends.base.Backend in torch.
+
+    act_quant "exact" rounds the inputs of integer-format products to A16 as the native backend does; "none" leaves
+    them. dtype is the type sums are made in (f64 gives a yardstick for f32); slots are f32 whatever it is.
+    """
+
+    def __init__(self, plan: Plan, weights: Mapping[str, Dense], *, pages: int | tuple[int, ...] = 64, max_tokens: int = 512,
+                 max_rows: int = 64, histories: int = 64, act_quant: str = "exact", device: str = "cpu",
+                 dtype: torch.dtype = torch.float32) -> None:
+        if act_quant not in ("none", "exact"):
+            raise FieldInvalid(f"act_quant is {act_quant!r}; known: none, exact", field="act_quant")
+        self.plan, self.max_tokens, self.max_rows, self.histories = plan, max_tokens, max_rows, histories
+        self.pages = (pages,) * len(plan.groups) if isinstance(pages, int) else tuple(pages)
+        self.act_quant, self.dtype, self.device = act_quant, dtype, torch.device(device)
+        self._weights = {w.name: self._bind(weights, w.name, (w.rows, w.k) if w.k else (w.rows,)) for w in plan.weights}
+        self._slots = {s.name: torch.zeros((max_rows if s.per_row else max_tokens, s.width), device=self.device)
+                       for s in plan.slots}
+        self._caches = {g.name: self._arena(g, n) for g, n in zip(plan.groups, self.pages, strict=True)}
+        self._histories: list[list[int]] = [[] for _ in range(histories)]
+        self._sampled = np.zeros(max_rows, SAMPLED)
+        self._counts = (0, 0)
+        self._closed = False
+
+    def _bind(self, weights: Mapping[str, Dense], name: str, shape: tuple[int, ...]) -> Matrix:
+        dense = weights[name]
+        if dense.values.shape != shape:
+            raise FieldInvalid(f"weight '{name}' has shape {dense.values.shape}; the plan needs {shape}", field=name)
+        values = torch.as_tensor(np.ascontiguousarray(dense.values, np.float32)).to(self.device, self.dtype)
+        return Matrix(values, dense.format in INTEGER_FORMATS)
+
+    def _arena(self, group, pages: int) -> Cache:
+        shape = (group.layers, pages * PAGE_TOKENS, group.kv_heads, group.head_dim)
+        k, v = (torch.zeros(shape, dtype=CACHE_TYPES[f], device=self.device) for f in (group.k_format, group.v_format))
+        return Cache(k, v, torch.full(shape[:2], -1, dtype=torch.int32, device=self.device))
+
+    @torch.inference_mode()
+    def run(self, batch: Batch, first: int = 0, last: int | None = None) -> None:
+        """Compute ops [first, last) for the whole batch."""
+        if self._closed:
+            raise EngineFailed("the backend is closed; open the model again")
+        self._check(batch)
+        last = len(self.plan.ops) if last is None else last
+        if not 0 <= first <= last <= len(self.plan.ops):
+            raise FieldInvalid(f"ops {first} to {last} are outside the plan's {len(self.plan.ops)}", field="first")
+        self._counts = len(batch.tokens), len(batch.rows)
+        step = Step(self.plan, batch, self._weights, {s.name: self._part(s.name) for s in self.plan.slots}, self._caches,
+                    self._histories, self._sampled, self.act_quant, self.dtype)
+        for op in self.plan.ops[first:last]:
+            OPS[type(op)](step, op)
+
+    def _part(self, name: str) -> torch.Tensor:
+        per_row = self.plan.slots[self.plan.slot(name)].per_row
+        return self._slots[name][: self._counts[per_row]]
+
+    def sampled(self) -> np.ndarray:
+        """SAMPLED [rows] of the last SAMPLE op."""
+        return self._sampled[: self._counts[1]]
+
+    def slot(self, name: str) -> np.ndarray:
+        """A slot's f32 [tokens or rows][width] after the last run; on CPU a view, writable."""
+        return self._part(name).cpu().numpy()
+
+    def copy_page(self, group: int, source: int, target: int) -> None:
+        """Copy one page with its stored positions."""
+        for page in (source, target):
+            if not 0 <= group < len(self.pages) or not 0 <= page < self.pages[group]:
+                raise FieldInvalid(f"page {page} of group {group} does not exist", field="page")
+        cache = self._caches[self.plan.groups[group].name]
+        for part in (cache.k, cache.v, cache.positions):
+            paged = part.unflatten(1, (-1, PAGE_TOKENS))
+            paged[:, target] = paged[:, source]
+
+    def history_reset(self, history: int) -> None:
+        """Forget a token history's content."""
+        self._history(history).clear()
+
+    def history_extend(self, history: int, tokens: np.ndarray, generated: bool) -> None:
+        """Append tokens a penalty should see."""
+        ids = np.asarray(tokens, np.int64).ravel()
+        if ids.size and not (ids.min() >= 0 and ids.max() < self.plan.vocab):
+            raise FieldInvalid(f"a token id is outside the vocabulary of {self.plan.vocab}", field="tokens")
+        self._history(history).extend((-1 - ids if generated else ids).tolist())
+
+    def history_truncate(self, history: int, length: int) -> None:
+        """Drop tokens past `length`."""
+        del self._history(history)[max(length, 0):]
+
+    def _history(self, history: int) -> list[int]:
+        if not 0 <= history < self.histories:
+            raise FieldInvalid(f"history {history} does not exist; there are {self.histories}", field="history")
+        return self._histories[history]
+
+    def close(self) -> None:
+        """Free weights and cache."""
+        self._closed = True
+        self._weights, self._slots, self._caches = {}, {}, {}
+
+    def _check(self, b: Batch) -> None:
+        """A batch against this backend's sizes, or FieldInvalid naming the field."""
+        n, rows, seqs = len(b.tokens), len(b.rows), len(b.kv_lens)
+
+        def need(ok: object, field: str, what: str) -> None:
+            if not ok:
+                raise FieldInvalid(f"batch.{field} {what}", field=field)
+
+        need(0 < n <= self.max_tokens, "tokens", f"has {n} tokens; 1 to {self.max_tokens} fit one step")
+        need(rows <= self.max_rows, "rows", f"has {rows} rows; at most {self.max_rows} fit one step")
+        given = 0 if b.embeddings is None else len(b.embeddings)
+        need(b.tokens.min() >= -given and b.tokens.max() < self.plan.vocab, "tokens", "holds an id outside the vocabulary")
+        need(len(b.positions) == n and b.positions.min() >= 0, "positions", "must be one position >= 0 a token")
+        lens = np.diff(b.starts)
+        need(len(b.starts) == seqs + 1 and b.starts[0] == 0 and b.starts[-1] == n and (lens > 0).all(), "starts",
+             "must rise from 0 to the number of tokens")
+        need((b.kv_lens >= lens).all(), "kv_lens", "must count at least the sequence's own new tokens")
+        need(rows == 0 or (b.rows.min() >= 0 and b.rows.max() < n and (np.diff(b.rows) > 0).all()), "rows",
+             "must be ascending token indices")
+        need(len(b.sampling) == rows, "sampling", "must have one entry a row")
+        need(len(b.tables) == len(self.pages), "tables", f"must hold one table for each of {len(self.pages)} cache groups")
+        for table, pages in zip(b.tables, self.pages, strict=True):
+            used = -(-b.kv_lens // PAGE_TOKENS)
+            need(len(table) == seqs and (used <= table.shape[1]).all(), "tables", "is too short for the sequences")
+            live = table[np.arange(table.shape[1]) < used[:, None]]
+            need(live.size == 0 or (live.min() >= 0 and live.max() < pages), "tables", "names a page that does not exist")
+        s = b.sampling
+        need(((s["history"] >= -1) & (s["history"] < self.histories)).all(), "sampling", "names a history that does not exist")
+        masks = 0 if b.masks is None else len(b.masks)
+        need(((s["allowed"] >= -1) & (s["allowed"] < masks)).all(), "sampling", "names a mask that does not exist")

@@ -1,0 +1,338 @@
+"""One short function per op of a plan, in plain torch: the arithmetic the native backend is held to.
+
+x is [tokens][width] of a slot, W is [n_out][k] dequantized. Every function reads and writes only what `Step` offers.
+`sample` is the twin of csrc/exec/sample.c, in numpy: the same rules, each by the book (sort everything, f64).
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import plan as p
+from ..types import MAX_TOP_LOGPROBS, SAMPLED, Batch
+
+A16_MAX = 32639  # 127 * 256 + 127: the largest integer two int8 planes hold
+F16_MAX = 65504.0
+NOT_FINITE, NONE_LEFT = 1, 2  # SAMPLED flags
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A weight as the ops see it: values [rows][k] or [rows]; `integer` formats read activations rounded to A16."""
+
+    values: Tensor
+    integer: bool = False
+
+
+@dataclass(slots=True)
+class Cache:
+    """One group's pages: k, v [layers][pages * PAGE_TOKENS][kv_heads][head_dim]; positions [layers][slots], -1 = empty."""
+
+    k: Tensor
+    v: Tensor
+    positions: Tensor
+
+
+@dataclass(slots=True)
+class Step:
+    """What ops may touch while one batch runs."""
+
+    plan: p.Plan
+    batch: Batch
+    weights: dict[str, Matrix]
+    slots: dict[str, Tensor]          # f32 [tokens or rows][width], this batch's part
+    caches: dict[str, Cache]
+    histories: list[list[int]]        # a generated token t stands as -1 - t
+    sampled: np.ndarray               # SAMPLED [rows]
+    act_quant: str = "none"
+    dtype: torch.dtype = torch.float32
+
+    def x(self, name: str) -> Tensor:
+        """A slot's values in the computing type."""
+        return self.slots[name].to(self.dtype)
+
+    def vector(self, name: str | None) -> Tensor | None:
+        """A vector weight, None for none."""
+        return None if name is None else self.weights[name].values
+
+    def tokens_at(self, group: int, sequence: int, first: int, last: int) -> Tensor:
+        """Cache slots of a sequence's stored tokens [first, last)."""
+        logical = np.arange(first, last)
+        pages = self.batch.tables[group][sequence][logical // p.PAGE_TOKENS].astype(np.int64)
+        slots = pages * p.PAGE_TOKENS + logical % p.PAGE_TOKENS
+        return torch.from_numpy(slots).to(next(iter(self.slots.values())).device)
+
+
+# ---- arithmetic shared by ops ----
+
+def a16(x: Tensor) -> Tensor:
+    """x rounded as the native backend does: q = round(x * 32639 / max|x|) with one scale per token; returns q * scale."""
+    x32 = x.to(torch.float32)
+    largest = x32.abs().amax(-1, keepdim=True)
+    q = torch.where(largest > 0, torch.round(x32 * (A16_MAX / largest)), torch.zeros_like(x32))
+    return q.to(x.dtype) * (largest / A16_MAX).to(x.dtype)
+
+
+def product(step: Step, x: Tensor, name: str, bias: str | None = None) -> Tensor:
+    """W x + bias, x [tokens][k] -> [tokens][rows]."""
+    w = step.weights[name]
+    y = (a16(x) if w.integer and step.act_quant == "exact" else x) @ w.values.T
+    return y if bias is None else y + step.weights[bias].values
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight, the mean in f64. x [...][n], weight [n] or None (left out)."""
+    scale = torch.rsqrt(x.to(torch.float64).square().mean(-1, keepdim=True) + eps).to(x.dtype)
+    return x * scale if weight is None else x * scale * weight
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias."""
+    wide = x.to(torch.float64)
+    centred = wide - wide.mean(-1, keepdim=True)
+    y = (centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+    return y if bias is None else y + bias
+
+
+def activation(kind: int, x: Tensor) -> Tensor:
+    """plan.Activation applied to x."""
+    if kind == p.Activation.SILU:
+        return x * torch.sigmoid(x)
+    return torch.nn.functional.gelu(x, approximate="tanh" if kind == p.Activation.GELU_TANH else "none")
+
+
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """cap * tanh(x / cap); 0 leaves x."""
+    return cap * torch.tanh(x / cap) if cap > 0 else x
+
+
+def rope_table(rope: p.Rope, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+    """cos and sin [tokens][pairs]: angles in f64, rounded once to f32."""
+    angles = positions.astype(np.float64)[:, None] * np.asarray(rope.inv_freq, np.float64)
+    cos, sin = (torch.from_numpy((f(angles) * rope.mscale).astype(np.float32)) for f in (np.cos, np.sin))
+    return cos, sin
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """x [tokens][heads][head_dim] with its first 2 * pairs dimensions turned; cos, sin [tokens][pairs]."""
+    pairs = cos.shape[-1]
+    cos, sin = cos[:, None].to(x), sin[:, None].to(x)
+    out = x.clone()
+    one, two = (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)) if interleaved else (slice(pairs), slice(pairs, 2 * pairs))
+    a, b = x[..., one], x[..., two]
+    out[..., one], out[..., two] = a * cos - b * sin, b * cos + a * sin
+    return out
+
+
+# ---- the ops ----
+
+def embed(step: Step, op: p.Embed) -> None:
+    """out = weight[token] * scale, or a given row."""
+    tokens = torch.from_numpy(step.batch.tokens.astype(np.int64)).to(step.slots[op.out].device)
+    out = step.weights[op.weight].values[tokens.clamp(min=0)] * op.scale
+    if step.batch.embeddings is not None:
+        rows = torch.from_numpy(step.batch.embeddings).to(out)
+        out = torch.where(tokens[:, None] < 0, rows[(-1 - tokens).clamp(min=0)], out)
+    step.slots[op.out][:] = out
+
+
+def norm_linear(step: Step, op: p.NormLinear) -> None:
+    """out = concat_j(W_j norm(x) + b_j)."""
+    norm, x = step.weights[op.norm].values, step.x(op.x)
+    n = rms_norm(x, norm, op.eps) if op.norm_kind == p.NormKind.RMS else layer_norm(x, norm, step.vector(op.norm_bias), op.eps)
+    parts = [product(step, n, w, b) for w, b in ((op.w0, op.b0), (op.w1, op.b1), (op.w2, op.b2)) if w is not None]
+    step.slots[op.out][:] = torch.cat(parts, -1)
+
+
+def linear(step: Step, op: p.Linear) -> None:
+    """out = W x + bias."""
+    step.slots[op.out][:] = product(step, step.x(op.x), op.weight, op.bias)
+
+
+def linear_add(step: Step, op: p.LinearAdd) -> None:
+    """out += scale * (W x + bias)."""
+    step.slots[op.out][:] = step.x(op.out) + op.scale * product(step, step.x(op.x), op.weight, op.bias)
+
+
+def gated(step: Step, op: p.Gated) -> None:
+    """out = activation(gate n) * (up n)."""
+    x = step.x(op.x)
+    n = x if op.norm is None else rms_norm(x, step.weights[op.norm].values, op.eps)
+    step.slots[op.out][:] = activation(op.activation, product(step, n, op.gate)) * product(step, n, op.up)
+
+
+def rope_kv(step: Step, op: p.RopeKV) -> None:
+    """Normalize and rotate q and k in place, store k and v."""
+    group, g = step.plan.group(op.group), step.plan.groups[step.plan.group(op.group)]
+    qkv = step.x(op.qkv).unflatten(-1, (-1, g.head_dim))
+    q, k, v = qkv.split((op.heads, g.kv_heads, g.kv_heads), 1)
+    if op.q_norm is not None:
+        q = rms_norm(q, step.weights[op.q_norm].values, op.eps)
+    if op.k_norm is not None:
+        k = rms_norm(k, step.weights[op.k_norm].values, op.eps)
+    if op.rope is not None:
+        rope = step.plan.ropes[op.rope]
+        cos, sin = rope_table(rope, step.batch.positions)
+        q, k = rotate(q, cos, sin, rope.interleaved), rotate(k, cos, sin, rope.interleaved)
+    step.slots[op.qkv][:] = torch.cat((q, k, v), 1).flatten(1)
+    cache, starts = step.caches[op.group], step.batch.starts
+    for s, total in enumerate(step.batch.kv_lens):
+        new = slice(starts[s], starts[s + 1])
+        at = step.tokens_at(group, s, total - (new.stop - new.start), total)
+        cache.k[op.layer, at], cache.v[op.layer, at] = stored(k[new], cache.k.dtype), stored(v[new], cache.v.dtype)
+        cache.positions[op.layer, at] = torch.from_numpy(step.batch.positions[new]).to(at.device, torch.int32)
+
+
+def stored(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x as the cache keeps it: rounded once through f32, f16 clamped to its finite range, NaN kept."""
+    x = x.to(torch.float32)
+    return x.clamp(-F16_MAX, F16_MAX).to(dtype) if dtype == torch.float16 else x.to(dtype)
+
+
+def attention(step: Step, op: p.Attention) -> None:
+    """out[h] = softmax(softcap(scale * q_h . K) + mask) V, head h reading KV head h // share."""
+    group, g = step.plan.group(op.group), step.plan.groups[step.plan.group(op.group)]
+    queries = step.x(op.qkv).unflatten(-1, (-1, g.head_dim))[:, : op.heads]
+    cache, sinks, starts = step.caches[op.group], step.vector(op.sinks), step.batch.starts
+    share = op.heads // g.kv_heads
+    for s, total in enumerate(step.batch.kv_lens):
+        new, at = slice(starts[s], starts[s + 1]), step.tokens_at(group, s, 0, total)
+        k = cache.k[op.layer, at].to(step.dtype).repeat_interleave(share, 1)
+        v = cache.v[op.layer, at].to(step.dtype).repeat_interleave(share, 1)
+        held = cache.positions[op.layer, at][None]
+        here = torch.from_numpy(step.batch.positions[new]).to(at.device)[:, None]
+        seen = (held >= 0) & (held <= here)
+        if op.window > 0:
+            seen &= held > here - op.window
+        scores = soft_cap(op.scale * torch.einsum("thd,khd->htk", queries[new], k), op.softcap)
+        scores = scores.masked_fill(~seen, -math.inf)
+        if sinks is not None:
+            scores = torch.cat((scores, sinks.to(scores)[:, None, None].expand(-1, scores.shape[1], 1)), -1)
+        weights = torch.softmax(scores, -1)[..., : k.shape[0]]
+        step.slots[op.out][new] = torch.einsum("htk,khd->thd", weights, v).flatten(1).to(torch.float32)
+
+
+def logits(step: Step, op: p.Logits) -> None:
+    """out = softcap(scale * W rmsnorm(x)) of the flagged rows."""
+    rows = torch.from_numpy(step.batch.rows.astype(np.int64)).to(step.slots[op.x].device)
+    n = rms_norm(step.x(op.x)[rows], step.weights[op.norm].values, op.eps)
+    step.slots[op.out][:] = soft_cap(op.scale * product(step, n, op.weight), op.softcap)
+
+
+def sample(step: Step, op: p.Sample) -> None:
+    """One token per flagged row."""
+    batch, rows = step.batch, step.slots[op.logits].cpu().numpy()
+    for i, row in enumerate(rows):
+        at = batch.sampling[i]
+        bias = slice(at["bias_first"], at["bias_first"] + at["bias_count"])
+        mask = None
+        if at["allowed"] >= 0 and batch.masks is not None:
+            mask = np.unpackbits(batch.masks[at["allowed"]], bitorder="little")[: row.size].astype(bool)
+        history = step.histories[at["history"]] if at["history"] >= 0 else []
+        step.sampled[i] = sample_row(row, at, np.asarray(history, np.int64), batch.bias_ids[bias], batch.bias_values[bias], mask)
+
+
+OPS = {p.Embed: embed, p.NormLinear: norm_linear, p.Linear: linear, p.LinearAdd: linear_add, p.Gated: gated,
+       p.RopeKV: rope_kv, p.Attention: attention, p.Logits: logits, p.Sample: sample}
+
+
+# ---- sampling, rule by rule (csrc/exec/sample.h says each) ----
+
+def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Philox4x32-10: four random u32 that depend on counter and key alone (Salmon et al., SC 2011)."""
+    a, b, c, d = counter
+    k0, k1 = key
+    for _ in range(10):
+        first, second = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b, c, d = second >> 32 ^ b ^ k0, second & 0xFFFFFFFF, first >> 32 ^ d ^ k1, first & 0xFFFFFFFF
+        k0, k1 = k0 + 0x9E3779B9 & 0xFFFFFFFF, k1 + 0xBB67AE85 & 0xFFFFFFFF
+    return a, b, c, d
+
+
+def uniform(seed: int, candidate: int, position: int, draw: int) -> float:
+    """The draw's random number in [0, 1): 53 bits."""
+    high, low, _, _ = philox((candidate, position, draw, 0), (seed & 0xFFFFFFFF, seed >> 32))
+    return ((high << 32 | low) >> 11) * 2.0**-53
+
+
+def adjusted(x: np.ndarray, at: np.void, history: np.ndarray, bias_ids: np.ndarray, bias_values: np.ndarray) -> np.ndarray:
+    """Bias and penalties on f32 logits [vocab]; history holds token t as t, or -1 - t when it was generated."""
+    x = x.astype(np.float32, copy=True)
+    np.add.at(x, bias_ids, bias_values)
+    tokens, generated = np.where(history < 0, -1 - history, history), history < 0
+    if at["repetition"] != 1:
+        seen = np.unique(tokens)
+        x[seen] = np.where(x[seen] > 0, x[seen] / at["repetition"], x[seen] * at["repetition"])
+    own, times = np.unique(tokens[generated], return_counts=True)
+    x[own] = x[own] - at["frequency"] * times.astype(np.float32)
+    x[own] = x[own] - at["presence"]
+    return x
+
+
+def kept(x: np.ndarray, allowed: np.ndarray, at: np.void) -> tuple[np.ndarray, np.ndarray]:
+    """(ids ascending, weights f64) that survive temperature > 0, top-k, top-p, min-p and typical."""
+    ids = np.flatnonzero(allowed)
+    ids = ids[np.lexsort((ids, -x[ids].astype(np.float64)))]        # largest first, lower ids first among equals
+    if at["top_k"] > 0:
+        ids = ids[: at["top_k"]]
+    with np.errstate(under="ignore", over="ignore"):
+        w = np.exp((x[ids].astype(np.float64) - float(x[ids[0]])) / float(at["temperature"]))
+    if at["top_p"] < 1:
+        ids, w = _fewest(ids, w, w, float(at["top_p"]))
+    if at["min_p"] > 0:
+        inside = w >= float(at["min_p"]) * w[0]
+        ids, w = ids[inside], w[inside]
+    if at["typical_p"] < 1:
+        prob = w / w.sum()
+        log = np.log(prob, where=prob > 0, out=np.full_like(prob, -np.inf))
+        entropy = -np.sum(np.where(prob > 0, prob * log, 0.0))
+        order = np.argsort(np.abs(log + entropy), kind="stable")
+        ids, w = _fewest(ids[order], w[order], prob[order], float(at["typical_p"]))
+    by_id = np.argsort(ids)
+    return ids[by_id], w[by_id]
+
+
+def _fewest(ids: np.ndarray, w: np.ndarray, mass: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """The shortest prefix whose mass reaches share * (sum of mass)."""
+    n = int(np.searchsorted(np.cumsum(mass), share * mass.sum())) + 1
+    return ids[:n], w[:n]
+
+
+def sample_row(raw: np.ndarray, at: np.void, history: np.ndarray, bias_ids: np.ndarray, bias_values: np.ndarray,
+               mask: np.ndarray | None = None) -> np.ndarray:
+    """SAMPLED of one row: raw logits f32 [vocab], `at` its SAMPLING, mask bool [vocab] or None."""
+    out = np.zeros((), SAMPLED)
+    out["token"], out["top_ids"] = -1, -1
+    with np.errstate(over="ignore", invalid="ignore"):
+        x = adjusted(raw, at, history, bias_ids, bias_values)
+    if not (np.isfinite(raw).all() and np.isfinite(x).all()):
+        out["flags"] = NOT_FINITE
+        return out
+    allowed = np.ones(x.size, bool) if mask is None else mask
+    if not allowed.any():
+        out["flags"] = NONE_LEFT
+        return out
+    if at["temperature"] == 0:
+        out["token"] = int(np.argmax(np.where(allowed, x, -np.inf)))
+    else:
+        ids, w = kept(x, allowed, at)
+        running = np.cumsum(w)
+        u = uniform(int(at["seed"]), int(at["candidate"]), int(at["position"]), 0)
+        out["token"] = ids[min(int(np.searchsorted(running, u * running[-1], side="right")), ids.size - 1)]
+    if at["logprobs"] >= 0:
+        _report(out, raw, int(at["logprobs"]))
+    return out
+
+
+def _report(out: np.ndarray, raw: np.ndarray, best: int) -> None:
+    """Log-probability and rank of the token, and the `best` most likely, all from the raw logits."""
+    wide, token = raw.astype(np.float64), int(out["token"])
+    logprobs = wide - wide.max() - np.log(np.exp(wide - wide.max()).sum())
+    ahead = (raw > raw[token]) | ((raw == raw[token]) & (np.arange(raw.size) < token))
+    out["logprob"], out["rank"] = logprobs[token], 1 + int(ahead.sum())
+    top = np.argsort(-wide, kind="stable")[: min(best, MAX_TOP_LOGPROBS)]
+    out["top_count"], out["top_ids"][: top.size], out["top_logprobs"][: top.size] = top.size, top, logprobs[top]
