@@ -1,0 +1,86 @@
+"""Token ids to text as they come: whole characters only, and nothing that may be the start of a stop string."""
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyruntime.tokenizer.tokenizer import Tokenizer
+
+_Utf8 = codecs.getincrementaldecoder("utf-8")
+
+
+class _Matcher:
+    """Knuth-Morris-Pratt over one stop string, a character at a time. `matched`: how much of it the text ends with."""
+
+    __slots__ = ("stop", "fallback", "matched")
+
+    def __init__(self, stop: str) -> None:
+        self.stop = stop
+        self.matched = 0
+        self.fallback = [0] * len(stop)  # longest proper prefix of stop that its first k + 1 characters end with
+        k = 0
+        for i in range(1, len(stop)):
+            while k and stop[i] != stop[k]:
+                k = self.fallback[k - 1]
+            k += stop[i] == stop[k]
+            self.fallback[i] = k
+
+    def feed(self, char: str) -> bool:
+        """True when the text now ends with the stop string."""
+        k = self.matched
+        while k and self.stop[k] != char:
+            k = self.fallback[k - 1]
+        self.matched = k + (self.stop[k] == char)
+        return self.matched == len(self.stop)
+
+
+class Detokenizer:
+    """The text of one answer, piece by piece: all pieces together are the text of all its tokens, up to the first stop.
+
+    A text stops at the first character that completes a stop string; if it completes several, at the longest of them.
+    """
+
+    __slots__ = ("_tokenizer", "_decoder", "_matchers", "_held", "_include_stop", "_skipped", "stopped")
+
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), include_stop: bool = False, skip_special: bool = True
+    ) -> None:
+        """stop: strings that end the text, themselves left out unless include_stop; skip_special: special tokens give
+        no text."""
+        self._tokenizer = tokenizer
+        self._decoder = _Utf8("replace")
+        self._matchers = [_Matcher(text) for text in stop if text]
+        self._held = ""
+        self._include_stop = include_stop
+        self._skipped = tokenizer.special_ids if skip_special else frozenset()
+        self.stopped: str | None = None
+        """The stop string that ended the text, if one has."""
+
+    def feed(self, token_id: int) -> str:
+        """The text that is certain after one more token; often "" and never part of a character."""
+        data = self._tokenizer.token_bytes(token_id)
+        return "" if token_id in self._skipped else self._advance(self._decoder.decode(data))
+
+    def finish(self) -> str:
+        """What was held back. The bytes of a character that never came whole are U+FFFD, as in bytes.decode."""
+        text = self._advance(self._decoder.decode(b"", final=True)) + self._held
+        self._held = ""
+        return text
+
+    def _advance(self, text: str) -> str:
+        if self.stopped is not None:
+            return ""
+        if not self._matchers:
+            return text
+        text = self._held + text
+        for i in range(len(self._held), len(text)):
+            hits = [m.stop for m in self._matchers if m.feed(text[i])]
+            if hits:
+                self.stopped = max(hits, key=len)
+                self._held = ""
+                return text[: i + 1 if self._include_stop else i + 1 - len(self.stopped)]
+        certain = len(text) - max(m.matched for m in self._matchers)
+        self._held = text[certain:]
+        return text[:certain]

@@ -1,0 +1,324 @@
+"""What a tokenizer is made of, whichever file it came from, and the readers of the three kinds of file."""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from operator import index
+from pathlib import Path
+
+from pyruntime.errors import ModelInvalid, ModelNotFound
+
+
+class Kind(IntEnum):
+    """What a token is for: csrc/text/bpe.h."""
+
+    NORMAL = 0
+    ADDED = 1
+    SPECIAL = 2
+    UNUSED = 3
+
+
+# Pre-tokenizers by the names that GGUF files give them (csrc/text/split.h); a file that names none means GPT-2's.
+SPLITS: dict[str, int] = {
+    **dict.fromkeys(["gpt2", "gpt-2", "default", "phi-2", "mpt", "olmo", "jais", "roberta-bpe", "jina-es", "jina-de"], 0),
+    **dict.fromkeys(["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"], 1),
+    **dict.fromkeys(["llama3", "llama-bpe", "llama-v3", "falcon3", "pixtral", "lfm2"], 2),
+    **dict.fromkeys(["qwen2", "stablelm2", "deepseek-r1-qwen", "hunyuan", "megrez"], 3),
+}
+
+# Control tokens that end a turn or a text in the models that have them, whatever the metadata says.
+END_NAMES = frozenset({
+    "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<end_of_turn>",
+    "<|EOT|>", "<EOT>", "</s>", "<eos>",
+})
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_REGEXES = {
+    _CONTRACTIONS + r"\p{N}{1,3}" + _REST: "llama3",
+    _CONTRACTIONS + r"\p{N}" + _REST: "qwen2",
+}
+
+
+@dataclass(slots=True)
+class Spec:
+    """One tokenizer. Token ids are positions in `tokens`; every id below is one of them."""
+
+    family: str
+    tokens: list[str]
+    kinds: list[int]
+    merges: Sequence[str] | Sequence[Sequence[str]]
+    split: str = "gpt2"
+    ignore_merges: bool = False
+    nfc: bool = False
+    bos_id: int | None = None
+    eos_id: int | None = None
+    prefix: list[int] = field(default_factory=list)
+    suffix: list[int] = field(default_factory=list)
+    end_ids: list[int] = field(default_factory=list)
+    chat_template: str | None = None
+
+
+def find_split(name: str) -> int:
+    """The pre-tokenizer's number in C; ModelInvalid lists the known ones."""
+    if name not in SPLITS:
+        raise ModelInvalid(f"tokenizer.ggml.pre: pre-tokenizer {name!r} is not supported; known are {', '.join(SPLITS)}")
+    return SPLITS[name]
+
+
+def from_gguf_metadata(meta: Mapping[str, object]) -> Spec:
+    """Reads the keys tokenizer.ggml.* and tokenizer.chat_template. ModelInvalid names the key that is at fault."""
+    model = _text(meta, "tokenizer.ggml.model")
+    if model is None:
+        raise ModelInvalid("tokenizer.ggml.model: missing; the file has no tokenizer")
+    if model != "gpt2":
+        raise ModelInvalid(f"tokenizer.ggml.model: {model!r} is not supported; byte-level BPE ('gpt2') is")
+    tokens = _texts(meta.get("tokenizer.ggml.tokens"), "tokenizer.ggml.tokens")
+    merges = _texts(meta.get("tokenizer.ggml.merges"), "tokenizer.ggml.merges")
+    kinds = _gguf_kinds(meta.get("tokenizer.ggml.token_type"), len(tokens))
+    pre = _text(meta, "tokenizer.ggml.pre") or "default"
+    llama3 = find_split(pre) == find_split("llama3")
+
+    def token_id(name: str) -> int | None:
+        return _id(meta.get(f"tokenizer.ggml.{name}_token_id"), len(tokens), f"tokenizer.ggml.{name}_token_id")
+
+    bos, eos = token_id("bos"), token_id("eos")
+    add_bos = _flag(meta, "tokenizer.ggml.add_bos_token", default=llama3)
+    add_eos = _flag(meta, "tokenizer.ggml.add_eos_token", default=False)
+    return Spec(
+        family="bpe", tokens=tokens, kinds=kinds, merges=merges, split=pre, ignore_merges=llama3, bos_id=bos, eos_id=eos,
+        prefix=[bos] if add_bos and bos is not None else [],
+        suffix=[eos] if add_eos and eos is not None else [],
+        end_ids=_end_ids(tokens, kinds, [eos, token_id("eot"), token_id("eom")]),
+        chat_template=_text(meta, "tokenizer.chat_template"),
+    )
+
+
+def from_tokenizer_json(source: str | Path | bytes, config: Mapping[str, object] | None = None) -> Spec:
+    """Reads a tokenizer.json (a path or its bytes); `config` is what tokenizer_config.json holds, if there is one."""
+    data = _object(_parse_json(source, "tokenizer.json"), "tokenizer.json")
+    config = config or {}
+    model = _object(data.get("model"), "tokenizer.json: model")
+    if model.get("type", "BPE") != "BPE":
+        raise ModelInvalid(f"tokenizer.json: model.type {model.get('type')!r} is not supported; BPE is")
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if model.get(name):
+            raise ModelInvalid(f"tokenizer.json: model.{name} is not supported")
+    added = [_object(a, "tokenizer.json: added_tokens") for a in _list(data.get("added_tokens") or [], "added_tokens")]
+    tokens, kinds = _json_vocabulary(_object(model.get("vocab"), "tokenizer.json: model.vocab"), added)
+    by_text = {token: i for i, token in enumerate(tokens)}
+
+    def config_id(name: str) -> int | None:
+        value = config.get(f"{name}_token")
+        content = value.get("content") if isinstance(value, Mapping) else value
+        return by_text.get(content) if isinstance(content, str) else None
+
+    prefix, suffix = _template_ids(data.get("post_processor"), len(tokens))
+    bos = config_id("bos")
+    bos = prefix[0] if bos is None and prefix else bos
+    eos = config_id("eos")
+    merges = [m if isinstance(m, str) else _texts(m, "tokenizer.json: merges")
+              for m in _list(model.get("merges"), "tokenizer.json: model.merges")]
+    return Spec(
+        family="bpe", tokens=tokens, kinds=kinds, merges=merges,  # type: ignore[arg-type]
+        split=_json_split(data.get("pre_tokenizer")), ignore_merges=bool(model.get("ignore_merges")),
+        nfc=_json_nfc(data.get("normalizer")), bos_id=bos, eos_id=eos, prefix=prefix, suffix=suffix,
+        end_ids=_end_ids(tokens, kinds, [eos]), chat_template=_config_template(config),
+    )
+
+
+def from_vocab_merges(vocab: str | Path | bytes, merges: str | Path | bytes) -> Spec:
+    """Reads GPT-2's vocab.json (or encoder.json) and merges.txt (or vocab.bpe): paths or their bytes."""
+    entries = _object(_parse_json(vocab, "vocab.json"), "vocab.json")
+    tokens, kinds = _json_vocabulary(entries, [])
+    for i, token in enumerate(tokens):
+        if token in END_NAMES:
+            kinds[i] = Kind.SPECIAL
+    lines = _decode(_read(merges, "merges.txt"), "merges.txt").split("\n")
+    rules = [line for line in lines[lines[0].startswith("#version") :] if line]
+    ends = _end_ids(tokens, kinds, [])
+    bos = ends[0] if ends else None
+    return Spec(family="bpe", tokens=tokens, kinds=kinds, merges=rules, bos_id=bos, eos_id=bos, end_ids=ends)
+
+
+# ---- values from files ------------------------------------------------------------------------------------------------
+
+
+def _text(meta: Mapping[str, object], key: str) -> str | None:
+    value = meta.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ModelInvalid(f"{key}: must be a string, not {type(value).__name__}")
+    return value
+
+
+def _flag(meta: Mapping[str, object], key: str, default: bool) -> bool:
+    value = meta.get(key)
+    return default if value is None else bool(value)
+
+
+def _list(value: object, where: str) -> Sequence[object]:
+    if isinstance(value, str | bytes) or not hasattr(value, "__len__") or not hasattr(value, "__getitem__"):
+        raise ModelInvalid(f"{where}: must be a list" if value is not None else f"{where}: missing")
+    return value  # type: ignore[return-value]
+
+
+def _texts(value: object, where: str) -> list[str]:
+    texts = list(_list(value, where))
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ModelInvalid(f"{where}: entry {i} must be a string, not {type(text).__name__}")
+    return texts  # type: ignore[return-value]
+
+
+def _id(value: object, n: int, where: str) -> int | None:
+    """A token id below n, or None where there is none."""
+    if value is None:
+        return None
+    try:
+        number = index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ModelInvalid(f"{where}: must be a token id, not {value!r:.40}") from None
+    if not 0 <= number < n:
+        raise ModelInvalid(f"{where}: token id {number} is outside the vocabulary of {n}")
+    return number
+
+
+def _gguf_kinds(value: object, n: int) -> list[int]:
+    """GGUF token types: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte."""
+    if value is None:
+        return [Kind.NORMAL] * n
+    types = _list(value, "tokenizer.ggml.token_type")
+    if len(types) != n:
+        raise ModelInvalid(f"tokenizer.ggml.token_type: {len(types)} entries for {n} tokens")
+    known = {1: Kind.NORMAL, 2: Kind.SPECIAL, 3: Kind.SPECIAL, 4: Kind.ADDED, 5: Kind.UNUSED, 6: Kind.NORMAL}
+    try:
+        return [known[t] for t in (types.tolist() if hasattr(types, "tolist") else types)]  # type: ignore[index]
+    except (KeyError, TypeError) as error:
+        raise ModelInvalid(f"tokenizer.ggml.token_type: {error} is not a token type; they are 1 to 6") from None
+
+
+def _end_ids(tokens: Sequence[str], kinds: Sequence[int], named: Iterable[int | None]) -> list[int]:
+    """Every token that ends an answer, those the file names first."""
+    ids = [i for i in named if i is not None]
+    ids += [i for i, token in enumerate(tokens) if kinds[i] == Kind.SPECIAL and token in END_NAMES]
+    return list(dict.fromkeys(ids))
+
+
+def _read(source: str | Path | bytes, what: str) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    try:
+        return Path(source).read_bytes()
+    except FileNotFoundError:
+        raise ModelNotFound(f"{source}: no such file; give the path of a {what}") from None
+
+
+def _decode(data: bytes, what: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelInvalid(f"{what}: not UTF-8 at byte {error.start}") from None
+
+
+def _parse_json(source: str | Path | bytes, what: str) -> object:
+    try:
+        return json.loads(_decode(_read(source, what), what))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ModelInvalid(f"{what}: not JSON: {error}") from None
+
+
+def _object(value: object, where: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise ModelInvalid(f"{where}: must be an object" if value is not None else f"{where}: missing")
+    return value
+
+
+def _json_vocabulary(vocab: dict[str, object], added: list[dict[str, object]]) -> tuple[list[str], list[int]]:
+    """Tokens by id. Ids that no token has are unused ones with an empty text."""
+    entries: list[tuple[str, object, Kind]] = [(token, i, Kind.NORMAL) for token, i in vocab.items()]
+    for token in added:
+        content = token.get("content")
+        if not isinstance(content, str):
+            raise ModelInvalid("tokenizer.json: an added token has no content")
+        for name in ("single_word", "lstrip", "rstrip"):
+            if token.get(name):
+                raise ModelInvalid(f"tokenizer.json: added token {content!r:.40}: {name} is not supported")
+        entries.append((content, token.get("id"), Kind.SPECIAL if token.get("special") else Kind.ADDED))
+    most = 4 * len(entries) + 1024  # some vocabularies have holes; none is mostly holes
+    ids = [_id(i, most, f"token {token!r:.40}") for token, i, _ in entries]
+    if None in ids:
+        raise ModelInvalid("tokenizer.json: an added token has no id")
+    n = max((i for i in ids if i is not None), default=-1) + 1
+    tokens, kinds = [""] * n, [int(Kind.UNUSED)] * n
+    for i, (token, _, kind) in zip(ids, entries, strict=True):
+        assert i is not None
+        if kinds[i] != Kind.UNUSED and tokens[i] != token:
+            raise ModelInvalid(f"tokens {tokens[i]!r:.40} and {token!r:.40} have the same id {i}")
+        tokens[i], kinds[i] = token, int(kind)
+    return tokens, kinds
+
+
+def _json_split(value: object) -> str:
+    """The pre-tokenizer that a tokenizer.json describes, by the name it has in GGUF."""
+    node = _object(value, "tokenizer.json: pre_tokenizer")
+    steps = _list(node.get("pretokenizers"), "pretokenizers") if node.get("type") == "Sequence" else [node]
+    steps = [_object(step, "tokenizer.json: pre_tokenizer") for step in steps]
+    *before, last = steps or [{}]
+    if last.get("type") == "ByteLevel" and not last.get("add_prefix_space") and len(before) <= 1:
+        use_regex, first = last.get("use_regex", True), before[0] if before else {}  # type: ignore[union-attr]
+        kind, pattern = first.get("type"), first.get("pattern")  # type: ignore[union-attr]
+        if use_regex and not before:
+            return "gpt2"
+        if use_regex and kind == "Digits" and first.get("individual_digits"):  # type: ignore[union-attr]
+            return "smollm"
+        if not use_regex and kind == "Split" and isinstance(pattern, dict) and pattern.get("Regex") in _REGEXES:
+            return _REGEXES[pattern["Regex"]]
+    raise ModelInvalid(f"tokenizer.json: this pre_tokenizer is not supported: {json.dumps(node)[:160]}; "
+                       "known are those of gpt2, smollm, llama3, qwen2")
+
+
+def _json_nfc(value: object) -> bool:
+    if value is None:
+        return False
+    if _object(value, "tokenizer.json: normalizer").get("type") != "NFC":
+        raise ModelInvalid(f"tokenizer.json: normalizer {json.dumps(value)[:80]} is not supported; NFC is")
+    return True
+
+
+def _template_ids(value: object, n: int) -> tuple[list[int], list[int]]:
+    """The special tokens that a post_processor puts before and after a text."""
+    if value is None:
+        return [], []
+    node = _object(value, "tokenizer.json: post_processor")
+    if node.get("type") == "Sequence":
+        for step in _list(node.get("processors"), "tokenizer.json: processors"):
+            found = _template_ids(step, n)
+            if found != ([], []):
+                return found
+        return [], []
+    if node.get("type") != "TemplateProcessing":
+        return [], []
+    table = _object(node.get("special_tokens"), "tokenizer.json: special_tokens")
+    sides: tuple[list[int], list[int]] = ([], [])
+    after = False
+    for item in _list(node.get("single"), "tokenizer.json: single"):
+        piece = _object(item, "tokenizer.json: single")
+        if "SpecialToken" not in piece:
+            after = True
+            continue
+        name = _object(piece["SpecialToken"], "SpecialToken").get("id")
+        for i in _list(_object(table.get(str(name)), f"special token {name!r:.40}").get("ids"), "ids"):
+            checked = _id(i, n, f"tokenizer.json: special token {name!r:.40}")
+            sides[after] += [] if checked is None else [checked]
+    return sides
+
+
+def _config_template(config: Mapping[str, object]) -> str | None:
+    """tokenizer_config.json's chat_template: one, or several by name, of which `default` is the one."""
+    value = config.get("chat_template")
+    if isinstance(value, list):
+        named = {t.get("name"): t.get("template") for t in value if isinstance(t, dict)}
+        value = named.get("default")
+    return value if isinstance(value, str) else None

@@ -1,0 +1,184 @@
+"""The tokenizer: text to token ids and back. Which algorithm does it is the family's business."""
+from __future__ import annotations
+
+import secrets
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pyruntime._core._text import Bpe
+from pyruntime.errors import FieldInvalid, ModelInvalid
+from pyruntime.tokenizer import spec as specs
+from pyruntime.tokenizer.spec import Kind, Spec
+
+
+class Encoder(Protocol):
+    """One family's algorithm over one vocabulary. Threads may share it."""
+
+    def encode(
+        self, text: bytes, allow_special: bool
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint32], int]:
+        """Token ids [count], where in text each ends [count], and the steps it took."""
+
+    def token(self, id: int) -> bytes:
+        """The bytes of a token of the vocabulary."""
+
+
+def _byte_level_bpe(spec: Spec) -> Encoder:
+    try:
+        texts = [token.encode() for token in spec.tokens]
+    except UnicodeEncodeError as error:
+        raise ModelInvalid(f"tokenizer: token {error.object!r:.40} is not valid Unicode") from None
+    ids = {token: i for i, token in enumerate(spec.tokens) if token or spec.kinds[i] != Kind.UNUSED}
+    offset = np.zeros(len(texts) + 1, np.uint64)
+    np.cumsum([len(text) for text in texts], out=offset[1:])
+    if offset[-1] >= 2**32:
+        raise ModelInvalid(f"tokenizer: {offset[-1]} bytes of tokens; at most 4 GiB are supported")
+    _check_distinct(spec, ids)
+    return Bpe(
+        b"".join(texts), offset.astype(np.uint32), np.array(spec.kinds, np.uint8), _merge_rows(spec.merges, ids),
+        specs.find_split(spec.split), spec.ignore_merges, secrets.randbits(64),
+    )
+
+
+def _check_distinct(spec: Spec, ids: Mapping[str, int]) -> None:
+    for i, token in enumerate(spec.tokens):
+        if ids.get(token, i) != i:
+            raise ModelInvalid(f"tokenizer: tokens {i} and {ids[token]} are both {token!r:.40}")
+
+
+def _merge_rows(merges: Sequence[str] | Sequence[Sequence[str]], ids: Mapping[str, int]) -> npt.NDArray[np.int32]:
+    """[n][3] left, right and merged token of every merge, in order of rank."""
+    rows = []
+    for rank, merge in enumerate(merges):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if len(pair) != 2:
+            raise ModelInvalid(f"tokenizer: merge {rank} is {merge!r:.60}; it must be two tokens")
+        left, right = pair
+        try:
+            rows += (ids[left], ids[right], ids[left + right])
+        except KeyError as error:
+            raise ModelInvalid(f"tokenizer: merge {rank}, {merge!r:.60}, names {error.args[0]!r:.60}, not a token") from None
+    return np.array(rows, np.int32).reshape(-1, 3)
+
+
+# Every family of tokenizers, by the name a Spec gives it.
+FAMILIES: dict[str, Callable[[Spec], Encoder]] = {"bpe": _byte_level_bpe}
+
+
+class Tokenizer:
+    """A model's tokenizer. It never changes: threads may share one."""
+
+    def __init__(self, spec: Spec) -> None:
+        if spec.family not in FAMILIES:
+            raise ModelInvalid(f"tokenizer: family {spec.family!r} is not supported; known are {', '.join(FAMILIES)}")
+        if not spec.tokens:
+            raise ModelInvalid("tokenizer: the vocabulary is empty")
+        self._encoder = FAMILIES[spec.family](spec)
+        self._nfc = spec.nfc
+        self._prefix, self._suffix = spec.prefix, spec.suffix
+        self.vocab_size = len(spec.tokens)
+        self.bos_id, self.eos_id = spec.bos_id, spec.eos_id
+        self.end_ids = spec.end_ids
+        self.specials = {i: spec.tokens[i] for i, kind in enumerate(spec.kinds) if kind == Kind.SPECIAL}
+        self.special_ids = frozenset(self.specials)
+        self.chat_template = spec.chat_template
+
+    @classmethod
+    def build(cls, spec: Spec) -> Tokenizer:
+        return cls(spec)
+
+    @classmethod
+    def from_gguf_metadata(cls, meta: Mapping[str, object]) -> Tokenizer:
+        return cls(specs.from_gguf_metadata(meta))
+
+    @classmethod
+    def from_tokenizer_json(
+        cls, source: str | Path | bytes, config: Mapping[str, object] | None = None
+    ) -> Tokenizer:
+        return cls(specs.from_tokenizer_json(source, config))
+
+    @classmethod
+    def from_vocab_merges(cls, vocab: str | Path | bytes, merges: str | Path | bytes) -> Tokenizer:
+        return cls(specs.from_vocab_merges(vocab, merges))
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether a text gets the beginning-of-sequence token unless the caller says otherwise."""
+        return self.bos_id is not None and self.bos_id in self._prefix
+
+    def encode(self, text: str | bytes, add_special: bool | None = None, allow_special: bool = False) -> list[int]:
+        """Token ids of text.
+
+        add_special: True puts the beginning-of-sequence token first, False adds nothing, None does as the model says.
+        allow_special: whether the text of special tokens becomes them; otherwise it is text like any other.
+        """
+        return self._encode(text, add_special, allow_special)[0].tolist()
+
+    def encode_array(
+        self, text: str | bytes, add_special: bool | None = None, allow_special: bool = False
+    ) -> npt.NDArray[np.int32]:
+        """As encode. [count]"""
+        return self._encode(text, add_special, allow_special)[0].copy()
+
+    def offsets(
+        self, text: str | bytes, add_special: bool | None = None, allow_special: bool = False
+    ) -> npt.NDArray[np.int64]:
+        """[count, 2] where each token of encode begins and ends, in bytes of the UTF-8 of text (normalized, where the model
+        does that). Tokens that were added are empty."""
+        ids, ends = self._encode(text, add_special, allow_special)
+        return np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1) if len(ids) else np.zeros((0, 2), np.int64)
+
+    def _encode(
+        self, text: str | bytes, add_special: bool | None, allow_special: bool
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        data = self._utf8(text)
+        ids, ends, _ = self._encoder.encode(data, allow_special)
+        before, after = self._around(add_special)
+        if before or after:
+            ids = np.concatenate([np.array(before, np.int32), ids, np.array(after, np.int32)])
+        places = np.concatenate([[0] * len(before), ends, [len(data)] * len(after)]).astype(np.int64)
+        return ids, places
+
+    def _around(self, add_special: bool | None) -> tuple[list[int], list[int]]:
+        """The ids that go before and after a text."""
+        if add_special is False:
+            return [], []
+        if add_special and not self._prefix and self.bos_id is not None:
+            return [self.bos_id], self._suffix
+        return self._prefix, self._suffix
+
+    def _utf8(self, text: str | bytes) -> bytes:
+        if not isinstance(text, str):
+            return bytes(text)
+        try:
+            return (unicodedata.normalize("NFC", text) if self._nfc else text).encode()
+        except UnicodeEncodeError as error:
+            raise FieldInvalid(f"text: character {error.start} is half of a surrogate pair; send valid Unicode",
+                               field="text") from None
+
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
+        """The text of ids; bytes that are not UTF-8 become U+FFFD."""
+        kept = [i for i in ids if i not in self.special_ids] if skip_special else ids
+        return self.decode_bytes(kept).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        return b"".join(map(self.token_bytes, ids))
+
+    def token_bytes(self, id: int) -> bytes:
+        """What one token stands for. FieldInvalid outside the vocabulary."""
+        try:
+            return self._encoder.token(id)
+        except (IndexError, TypeError, OverflowError):
+            raise FieldInvalid(f"token_ids: {id!r:.40} is not a token id; the vocabulary has ids 0 to {self.vocab_size - 1}",
+                               field="token_ids") from None
+
+    @cached_property
+    def special_spellings(self) -> dict[str, int]:
+        """The texts of special tokens."""
+        return {text: i for i, text in self.specials.items() if text}
