@@ -46,7 +46,7 @@ def pack_elements(elements: NDArray[Any], rows: int, k: int) -> NDArray[np.uint8
 
 def unpack_elements(packed: NDArray[np.uint8], dtype: type, rows: int, k: int) -> NDArray[Any]:
     """Tiles [64 k][16 row] -> [rows, k]."""
-    tiles = tiles_of(packed, rows, k).view(dtype)
+    tiles: NDArray[Any] = tiles_of(packed, rows, k).view(dtype)
     return from_tiles(tiles.reshape(*tiles.shape[:2], K, ROWS).swapaxes(2, 3), rows, k)
 
 
@@ -57,7 +57,7 @@ def split_nibbles(bytes16: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def join_nibbles(weights: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """[..., 32] weights -> [..., 16] file bytes."""
-    return weights[..., :16] | weights[..., 16:] << 4
+    return np.bitwise_or(weights[..., :16], weights[..., 16:] << 4, dtype=np.uint8)
 
 
 def pack_nibbles(weights: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,0 +1,111 @@
+"""GGUF models: one file, or the parts of a split one, as a source of weights and checked metadata."""
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._core._weights import GGUFFile, TensorInfo
+from ..config import Metadata
+from ..errors import ModelInvalid, ModelNotFound
+
+PARTS_MAX = 1024
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+
+class GGUFModel:
+    """An open GGUF model: a `weights.Source` with metadata. Name any part of a split model, all are opened.
+
+    metadata: typed, range-checked access (config.Metadata); its `values` is the plain dict.
+    tensors: name -> TensorInfo, over all parts. shapes: name -> [rows, k] order.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        first = GGUFFile(self.path)
+        self.files = _parts(first)
+        self.metadata = Metadata(self.files[0].metadata, self.path)
+        self.tensors: dict[str, TensorInfo] = {}
+        self._owner: dict[str, GGUFFile] = {}
+        for file in self.files:
+            for name, tensor in file.tensors.items():
+                if name in self.tensors:
+                    raise ModelInvalid(f"{file.path}: tensor {name} is there twice, also in {self._owner[name].path}")
+                self.tensors[name], self._owner[name] = tensor, file
+
+    @property
+    def architecture(self) -> str:
+        """The model family's name in the file."""
+        return self.metadata.text("general.architecture")
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's shape, k last."""
+        return {name: t.shape for name, t in self.tensors.items()}
+
+    def supported(self, name: str) -> int:
+        """Index of the tensor's format; ModelInvalid naming it if it is none of ours."""
+        return self._owner[name].supported(name)
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """A tensor's bytes: read-only, no copy, good after close()."""
+        return self._owner[name].raw(name)
+
+    def pack(self, outs: Mapping[str, NDArray[np.uint8]], threads: int = 0) -> None:
+        """Tensors by name into their R16 bytes."""
+        for file in self.files:
+            mine = {name: out for name, out in outs.items() if self._owner[name] is file}
+            if mine:
+                file.pack(mine, threads)
+
+    def check(self) -> None:
+        """ModelInvalid when a file changed since it was opened."""
+        for file in self.files:
+            file.check()
+
+    def close(self) -> None:
+        """Let go of the files; views that are out keep their mapping."""
+        for file in self.files:
+            file.close()
+
+    def __enter__(self) -> GGUFModel:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _parts(first: GGUFFile) -> tuple[GGUFFile, ...]:
+    """All files of the model that `first` is a part of, part 1 in front."""
+    count = Metadata(first.metadata, first.path).integer("split.count", 0, PARTS_MAX, 0)
+    if count <= 1:
+        return (first,)
+    path = Path(first.path)
+    named = _PART.fullmatch(path.name)
+    if named is None or int(named["count"]) != count:
+        raise ModelInvalid(f"{first.path}: a part of a model in {count} files; it must be named "
+                           f"NAME-00001-of-{count:05}.gguf and lie beside the others")
+    files = []
+    for i in range(count):
+        name = path.with_name(f"{named['stem']}-{i + 1:05}-of-{count:05}.gguf")
+        file = first if name == path else _open_part(name, first.path)
+        meta = Metadata(file.metadata, file.path)
+        meta.integer("split.count", count, count)
+        meta.integer("split.no", i, i)
+        files.append(file)
+    total = sum(len(f.tensors) for f in files)
+    Metadata(files[0].metadata, files[0].path).integer("split.tensors.count", total, total, total)
+    return tuple(files)
+
+
+def _open_part(name: Path, wanted_by: str) -> GGUFFile:
+    try:
+        return GGUFFile(name)
+    except ModelNotFound:
+        raise ModelNotFound(f"{name}: no such file; it is a part of {wanted_by}, get all parts") from None
