@@ -279,27 +279,26 @@ def kept(x: np.ndarray, allowed: np.ndarray, at: np.void) -> tuple[np.ndarray, n
     ids = ids[np.lexsort((ids, -x[ids].astype(np.float64)))]        # largest first, lower ids first among equals
     if at["top_k"] > 0:
         ids = ids[: at["top_k"]]
-    with np.errstate(under="ignore", over="ignore"):
-        w = np.exp((x[ids].astype(np.float64) - float(x[ids[0]])) / float(at["temperature"]))
+    e = (x[ids].astype(np.float64) - float(x[ids[0]])) * (1 / float(at["temperature"]))
     if at["top_p"] < 1:
-        ids, w = _fewest(ids, w, w, float(at["top_p"]))
+        n = _fewest(np.exp(e), float(at["top_p"]))
+        ids, e = ids[:n], e[:n]
     if at["min_p"] > 0:
-        inside = w >= float(at["min_p"]) * w[0]
-        ids, w = ids[inside], w[inside]
+        inside = np.exp(e) >= float(at["min_p"])
+        ids, e = ids[inside], e[inside]
     if at["typical_p"] < 1:
-        prob = w / w.sum()
-        log = np.log(prob, where=prob > 0, out=np.full_like(prob, -np.inf))
-        entropy = -np.sum(np.where(prob > 0, prob * log, 0.0))
+        log = e - np.log(np.exp(e).sum())
+        entropy = -np.sum(np.exp(log) * log)
         order = np.argsort(np.abs(log + entropy), kind="stable")
-        ids, w = _fewest(ids[order], w[order], prob[order], float(at["typical_p"]))
+        order = order[: _fewest(np.exp(log[order]), float(at["typical_p"]))]
+        ids, e = ids[order], e[order]
     by_id = np.argsort(ids)
-    return ids[by_id], w[by_id]
+    return ids[by_id], np.exp(e[by_id])
 
 
-def _fewest(ids: np.ndarray, w: np.ndarray, mass: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """The shortest prefix whose mass reaches share * (sum of mass)."""
-    n = int(np.searchsorted(np.cumsum(mass), share * mass.sum())) + 1
-    return ids[:n], w[:n]
+def _fewest(mass: np.ndarray, share: float) -> int:
+    """Length of the shortest prefix that reaches share * (sum of mass)."""
+    return int(np.searchsorted(np.cumsum(mass), share * mass.sum())) + 1
 
 
 def sample_row(raw: np.ndarray, at: np.void, history: np.ndarray, bias_ids: np.ndarray, bias_values: np.ndarray,
@@ -309,10 +308,10 @@ def sample_row(raw: np.ndarray, at: np.void, history: np.ndarray, bias_ids: np.n
     out["token"], out["top_ids"] = -1, -1
     with np.errstate(over="ignore", invalid="ignore"):
         x = adjusted(raw, at, history, bias_ids, bias_values)
-    if not (np.isfinite(raw).all() and np.isfinite(x).all()):
+    allowed = np.ones(x.size, bool) if mask is None else mask
+    if not (np.isfinite(raw).all() and np.isfinite(x[allowed]).all()):
         out["flags"] = NOT_FINITE
         return out
-    allowed = np.ones(x.size, bool) if mask is None else mask
     if not allowed.any():
         out["flags"] = NONE_LEFT
         return out
