@@ -1,0 +1,409 @@
+"""`LLM`: a model in this process. `AsyncLLM` is its twin for asyncio."""
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
+from queue import SimpleQueue
+from typing import Any, Union, overload
+
+import numpy as np
+
+from .engine.engine import Engine, Handle, Stats
+from .engine.events import Done, Event, Failed
+from .errors import FieldInvalid, QueueFull
+from .loading import Model, Progress, open_model
+from .types import Completion, Delta, SamplingParams
+
+Ids = Sequence[int]
+Prompt = Union[str, Ids]
+Message = Mapping[str, Any]
+Params = Union[SamplingParams, Sequence[SamplingParams], None]
+Events = list[tuple[str, int, Event]]
+
+
+class LLM:
+    """A loaded model that answers in this process.
+
+    model: a name (`smollm2:135m`), a GGUF file, or a Model that is open already. Options are those of `loading.open_model`
+    and, for the engine, `max_waiting` and `chunk`. Threads may share one LLM; a forked child must make its own.
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | Model, *, max_waiting: int = 1024, chunk: int = 512,
+                 progress: bool | Progress | None = None, **options: Any) -> None:
+        """progress: True shows a bar while loading, False none, None one where stderr is a terminal; or a callable."""
+        if not isinstance(model, Model):
+            model = open_model(model, progress=progress, **options)
+        elif options:
+            raise FieldInvalid(f"{', '.join(options)}: this model is open already; give them to open_model")
+        self.model = model
+        self.tokenizer = model.tokenizer
+        self.engine: Engine = model.start(max_waiting=max_waiting, chunk=chunk)
+        self._close = weakref.finalize(self, Engine.close, self.engine)   # also at exit, before threads are torn down
+
+    # ---- answers ----
+
+    @overload
+    def generate(self, prompts: str | Sequence[int], params: SamplingParams | None = None, *, truncate: bool = False,
+                 **fields: Any) -> Completion: ...
+    @overload
+    def generate(self, prompts: Sequence[Prompt], params: Params = None, *, truncate: bool = False,
+                 **fields: Any) -> list[Completion]: ...
+
+    def generate(self, prompts, params=None, *, truncate=False, **fields):
+        """Complete raw prompts: a string or a list of token ids gives a Completion, a list of them a list in order.
+
+        params: one for all or one for each; `fields` are SamplingParams fields set on top (`generate("Hi", max_tokens=8)`).
+        A prompt longer than the context is ContextLengthExceeded; with truncate its last tokens are kept, leaving room for
+        max_tokens of answer (but no more than half the context)."""
+        requests, single = self._raw(prompts, params, truncate, fields)
+        answers = self._complete(requests)
+        return answers[0] if single else answers
+
+    def chat(self, messages, params: Params = None, *, truncate: bool = False, **fields: Any):
+        """Answer a conversation, a list of {"role", "content"}, through the model's chat template; a list of conversations
+        gives a list of Completions."""
+        requests, single = self._conversations(messages, params, truncate, fields)
+        answers = self._complete(requests)
+        return answers[0] if single else answers
+
+    def stream(self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None, *, truncate: bool = False,
+               **fields: Any) -> Stream:
+        """The answer as it comes: an iterator of Delta whose last one carries the `completion`. Messages go through the chat
+        template, a string or ids do not. Closing the iterator, or losing it, cancels."""
+        ids, made = self._one(prompt, params, truncate, fields)
+        return Stream(self.engine, ids, made)
+
+    # ---- text and tokens ----
+
+    def tokenize(self, text: str, *, add_special: bool | None = None, allow_special: bool = False) -> list[int]:
+        """Token ids of `text`. add_special: None = as the model wants it. allow_special: special tokens' texts become them."""
+        return self.tokenizer.encode(text, add_special=add_special, allow_special=allow_special)
+
+    def detokenize(self, ids: Ids, *, skip_special: bool = False) -> str:
+        """The text of token ids."""
+        return self.tokenizer.decode(ids, skip_special=skip_special)
+
+    # ---- the rest ----
+
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self.engine.context
+
+    @property
+    def aio(self) -> AsyncLLM:
+        """The asyncio twin, over the same engine."""
+        return AsyncLLM(self)
+
+    def stats(self) -> Stats:
+        """What the engine is doing."""
+        return self.engine.stats()
+
+    def close(self) -> None:
+        """Cancel what is running, free weights, cache and threads. Again is no error."""
+        self._close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _complete(self, requests: list[tuple[list[int], SamplingParams]]) -> list[Completion]:
+        """Answers in the order of requests; as many at once as the engine takes."""
+        queue: SimpleQueue[Events] = SimpleQueue()
+        sink = _QueueSink(queue)
+        answers: list[Completion | None] = [None] * len(requests)
+        handles: dict[str, tuple[Handle, int]] = {}
+        todo = deque(enumerate(requests))
+        try:
+            while todo or handles:
+                while todo:
+                    index, (ids, params) = todo[0]
+                    try:
+                        handle = self.engine.submit(ids, params, sink=sink)
+                    except QueueFull:
+                        if not handles:
+                            raise
+                        break
+                    handles[handle.request_id] = handle, index
+                    todo.popleft()
+                for request_id, _, event in queue.get():
+                    if isinstance(event, Failed):
+                        raise event.error
+                    if isinstance(event, Done):
+                        answers[handles.pop(request_id)[1]] = event.completion
+        finally:
+            for handle, _ in handles.values():
+                handle.cancel()
+        return answers  # type: ignore[return-value]  # every one is filled when nothing is left to do
+
+    def _raw(self, prompts, params: Params, truncate: bool, fields: dict[str, Any]):
+        single = isinstance(prompts, str) or _is_ids(prompts)
+        several = [prompts] if single else _listed(prompts, "prompts")
+        texts = [self._prompt_ids(p) for p in several]
+        return self._paired(texts, params, truncate, fields), single
+
+    def _conversations(self, messages, params: Params, truncate: bool, fields: dict[str, Any]):
+        listed = _listed(messages, "messages")
+        single = isinstance(listed[0], Mapping)
+        texts = [self._chat_ids(m) for m in ([listed] if single else listed)]
+        return self._paired(texts, params, truncate, fields), single
+
+    def _one(self, prompt, params: SamplingParams | None, truncate: bool, fields: dict[str, Any]):
+        if isinstance(prompt, str) or _is_ids(prompt):
+            (one,), _ = self._raw(prompt, params, truncate, fields)
+        else:
+            (one,), _ = self._conversations(_listed(prompt, "prompt"), params, truncate, fields)
+        return one
+
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            if not prompt:
+                raise FieldInvalid("prompt is empty; give some text", field="prompt")
+            return self.tokenizer.encode(prompt)
+        if not _is_ids(prompt):
+            raise FieldInvalid(f"a prompt is text or a list of token ids, not {type(prompt).__name__}", field="prompt")
+        return list(prompt)
+
+    def _chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        return list(self.tokenizer.encode_chat(_listed(messages, "messages"))[1])
+
+    def _paired(self, prompts: list[list[int]], params: Params, truncate: bool,
+                fields: dict[str, Any]) -> list[tuple[list[int], SamplingParams]]:
+        each = [params or SamplingParams()] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise FieldInvalid(f"{len(each)} params for {len(prompts)} prompts; give one for all or one for each", field="params")
+        if fields:
+            unknown = [name for name in fields if name not in SamplingParams.__dataclass_fields__]
+            if unknown:
+                raise FieldInvalid(f"unknown: {', '.join(unknown)}; SamplingParams has "
+                                   f"{', '.join(SamplingParams.__dataclass_fields__)}", field=unknown[0])
+            each = [replace(p, **fields) for p in each]
+        if truncate:
+            prompts = [ids[-self._room(p) :] for ids, p in zip(prompts, each, strict=True)]
+        return list(zip(prompts, each, strict=True))
+
+    def _room(self, params: SamplingParams) -> int:
+        """Prompt tokens that stay when truncation was asked for."""
+        return max(self.context - (params.max_tokens or 1), self.context // 2, 1)
+
+
+class Stream(Iterator[Delta]):
+    """One answer as it comes. `close()` or leaving its `with` block cancels; so does dropping it."""
+
+    def __init__(self, engine: Engine, ids: list[int], params: SamplingParams) -> None:
+        self._queue: SimpleQueue[Events] = SimpleQueue()
+        self._ready: deque[Delta] = deque()
+        self._over = False
+        self._handle = engine.submit(ids, params, sink=_QueueSink(self._queue))
+
+    def __next__(self) -> Delta:
+        while not self._ready and not self._over:
+            self._over = _merge(self._queue.get(), self._ready)
+        if not self._ready:
+            raise StopIteration
+        return self._ready.popleft()
+
+    def close(self) -> None:
+        """Cancel; the iterator ends."""
+        self._over = True
+        self._ready.clear()
+        self._handle.cancel()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            self._handle.cancel()
+
+
+class AsyncLLM:
+    """LLM for asyncio: the same methods, awaited; `stream` gives an async iterator. The event loop never computes.
+
+    `await AsyncLLM.load(model, **options)` loads beside the loop; `AsyncLLM(model, **options)` loads at once, and an LLM
+    given as `model` is shared."""
+
+    def __init__(self, model: str | os.PathLike[str] | Model | LLM, **options: Any) -> None:
+        self.llm = model if isinstance(model, LLM) else LLM(model, **options)
+        self.engine, self.tokenizer, self.model = self.llm.engine, self.llm.tokenizer, self.llm.model
+        self._sink: _LoopSink | None = None
+
+    @classmethod
+    async def load(cls, model: str | os.PathLike[str] | Model, **options: Any) -> AsyncLLM:
+        """Load in a thread."""
+        return cls(await asyncio.to_thread(LLM, model, **options))
+
+    async def generate(self, prompts, params: Params = None, *, truncate: bool = False, **fields: Any):
+        """As LLM.generate. Cancelling the task cancels the requests."""
+        requests, single = self.llm._raw(prompts, params, truncate, fields)
+        answers = await self._complete(requests)
+        return answers[0] if single else answers
+
+    async def chat(self, messages, params: Params = None, *, truncate: bool = False, **fields: Any):
+        """As LLM.chat."""
+        requests, single = self.llm._conversations(messages, params, truncate, fields)
+        answers = await self._complete(requests)
+        return answers[0] if single else answers
+
+    async def stream(self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None, *, truncate: bool = False,
+                     **fields: Any) -> AsyncIterator[Delta]:
+        """As LLM.stream. Cancelled by `aclose()`, by cancelling the task, or by leaving the loop and dropping it."""
+        ids, made = self.llm._one(prompt, params, truncate, fields)
+        ready: deque[Delta] = deque()
+        over = False
+        with self._listening() as submit:
+            queue = submit(ids, made)
+            while not over:
+                over = _merge(await queue.get(), ready)
+                while ready:
+                    yield ready.popleft()
+
+    async def tokenize(self, text: str, *, add_special: bool | None = None, allow_special: bool = False) -> list[int]:
+        """As LLM.tokenize."""
+        return await asyncio.to_thread(self.llm.tokenize, text, add_special=add_special, allow_special=allow_special)
+
+    async def detokenize(self, ids: Ids, *, skip_special: bool = False) -> str:
+        """As LLM.detokenize."""
+        return self.llm.detokenize(ids, skip_special=skip_special)
+
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self.llm.context
+
+    def stats(self) -> Stats:
+        """What the engine is doing."""
+        return self.llm.stats()
+
+    async def close(self) -> None:
+        """As LLM.close, beside the loop."""
+        await asyncio.to_thread(self.llm.close)
+
+    async def __aenter__(self) -> AsyncLLM:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def _listening(self) -> _Listening:
+        loop = asyncio.get_running_loop()
+        if self._sink is None or self._sink.loop is not loop:
+            self._sink = _LoopSink(loop)
+        return _Listening(self.engine, self._sink)
+
+    async def _complete(self, requests: list[tuple[list[int], SamplingParams]]) -> list[Completion]:
+        with self._listening() as submit:
+            room = asyncio.Semaphore(self.engine.max_running + self.engine.max_waiting)
+
+            async def answer(ids: list[int], params: SamplingParams) -> Completion:
+                async with room:
+                    queue = submit(ids, params)
+                    while True:
+                        for _, _, event in await queue.get():
+                            if isinstance(event, Failed):
+                                raise event.error
+                            if isinstance(event, Done):
+                                return event.completion
+
+            tasks = [asyncio.ensure_future(answer(ids, params)) for ids, params in requests]
+            try:
+                return list(await asyncio.gather(*tasks))
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+
+class _QueueSink:
+    """Events into a queue that a thread reads."""
+
+    __slots__ = ("_queue",)
+
+    def __init__(self, queue: SimpleQueue[Events]) -> None:
+        self._queue = queue
+
+    def put(self, events: Events) -> None:
+        self._queue.put(events)
+
+
+class _LoopSink:
+    """Events of all of a loop's requests: one hand-over per step, then each to the queue of its request."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.queues: dict[str, asyncio.Queue[Events]] = {}
+
+    def put(self, events: Events) -> None:
+        self.loop.call_soon_threadsafe(self._deliver, events)
+
+    def _deliver(self, events: Events) -> None:
+        parted: dict[str, Events] = {}
+        for event in events:
+            parted.setdefault(event[0], []).append(event)
+        for request_id, own in parted.items():
+            if request_id in self.queues:
+                self.queues[request_id].put_nowait(own)
+
+
+class _Listening:
+    """While open, `submit` puts requests in line and gives their queues; at the end those unfinished are cancelled."""
+
+    _ids = count(1)
+
+    def __init__(self, engine: Engine, sink: _LoopSink) -> None:
+        self._engine, self._sink = engine, sink
+        self._handles: list[Handle] = []
+
+    def __enter__(self):
+        return self._submit
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            del self._sink.queues[handle.request_id]
+            handle.cancel()
+
+    def _submit(self, ids: list[int], params: SamplingParams) -> asyncio.Queue[Events]:
+        request_id = f"a{next(self._ids)}"
+        queue = self._sink.queues[request_id] = asyncio.Queue()
+        try:
+            self._handles.append(self._engine.submit(ids, params, sink=self._sink, request_id=request_id))
+        except BaseException:
+            del self._sink.queues[request_id]
+            raise
+        return queue
+
+
+def _merge(events: Events, ready: deque[Delta]) -> bool:
+    """Deltas of one request's events onto `ready`, the completion onto the last of them. True at the end."""
+    for _, _, event in events:
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Delta):
+            ready.append(event)
+        elif isinstance(event, Done):
+            ready.append(replace(ready.pop() if ready else Delta(""), completion=event.completion))
+            return True
+    return False
+
+
+def _is_ids(value: object) -> bool:
+    """Whether it looks like token ids: a sequence that begins with a number."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1 and value.dtype.kind in "iu"
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and len(value) > 0 \
+        and isinstance(value[0], (int, np.integer))
+
+
+def _listed(value: object, name: str) -> list:
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence) or not value:
+        raise FieldInvalid(f"{name} must be a list with something in it", field=name)
+    return list(value)

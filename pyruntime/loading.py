@@ -1,0 +1,212 @@
+"""From a name to a model that can answer: file -> config -> plan -> weights -> backend, tokenizer, defaults, memory plan."""
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .backends.base import Backend
+from .cache.pages import pages_for
+from .config import Metadata, ModelConfig
+from .engine.engine import Engine
+from .errors import FieldInvalid, ModelInvalid
+from .models import family
+from .plan import PAGE_TOKENS, Plan
+from .store import resolve
+from .tokenizer import Tokenizer
+from .types import SamplingParams
+from .weights import Weights, load_weights
+from .weights.gguf import GGUFModel
+
+Progress = Callable[[int, int], None]   # (bytes done, bytes in all)
+BACKENDS = ("native", "torch")
+KV_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+MAX_RUNNING, CHUNK = 8, 512
+#: a GGUF file's own sampling defaults, and SamplingParams' names for them
+_FILE_DEFAULTS = {
+    "general.sampling.temp": "temperature", "general.sampling.top_k": "top_k", "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p", "general.sampling.penalty_repeat": "repetition_penalty",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes a model takes: weights (packed, or mapped from the file in low-memory mode), KV cache, activations.
+
+    kv_tokens is what the cache holds; `available` is what this process could still take when it was planned."""
+
+    weights: int
+    kv: int
+    activations: int
+    kv_tokens: int
+    available: int
+
+
+@dataclass(slots=True)
+class Model:
+    """An open model: everything but the engine, which `start` makes."""
+
+    name: str
+    path: Path
+    config: ModelConfig
+    plan: Plan
+    weights: Weights
+    backend: Backend
+    tokenizer: Tokenizer
+    defaults: dict[str, float]
+    context: int
+    max_running: int
+    memory: MemoryPlan
+    metadata: Metadata
+
+    def start(self, *, max_waiting: int = 1024, chunk: int = CHUNK) -> Engine:
+        """The engine; closing it closes the backend, so a model starts once."""
+        return Engine(self.backend, self.tokenizer, defaults=self.defaults, context=self.context, max_running=self.max_running,
+                      max_waiting=max_waiting, chunk=chunk, name=self.name)
+
+    def close(self) -> None:
+        """For a model that was never started."""
+        self.backend.close()
+
+
+def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads: int | None = None, isa: str | None = None,
+               pool: str | None = None, low_memory: bool = False, context: int | None = None, kv_tokens: int | None = None,
+               max_running: int = MAX_RUNNING, chunk: int = CHUNK, progress: bool | Progress | None = None) -> Model:
+    """Open a model by name or path.
+
+    context: most tokens of prompt and answer, default and at most the model's. kv_tokens: tokens the cache holds for all
+    running sequences, default `context` x `max_running`, but no more than half the memory that weights leave.
+    threads, isa, pool: native only, default as PYRUNTIME_THREADS, PYRUNTIME_ISA, PYRUNTIME_POOL say. progress: True, False,
+    None (a bar where stderr is a terminal), or called with (bytes done, bytes in all).
+    ModelNotFound, ModelInvalid, FieldInvalid.
+    """
+    if backend not in BACKENDS:
+        raise FieldInvalid(f"backend is {backend!r}; known: {', '.join(BACKENDS)}", field="backend")
+    for name, value in (("context", context), ("kv_tokens", kv_tokens), ("max_running", max_running), ("chunk", chunk)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise FieldInvalid(f"{name} is {value!r}; it must be a whole number above 0", field=name)
+    file = resolve(path)
+    with GGUFModel(file) as source:
+        module = family(source.architecture, source.path)
+        config = module.from_gguf(source.metadata, source.shapes)
+        plan = module.plan(config)
+        tokenizer = Tokenizer.from_gguf_metadata(source.metadata.values)
+        if tokenizer.vocab_size > plan.vocab:
+            raise ModelInvalid(f"{source.path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {plan.vocab} rows")
+        defaults = _defaults(source.metadata, file)
+        context = min(context or plan.context, plan.context)
+        with _shown(progress, file.name) as report:
+            weights = load_weights(plan.weights, source, low_memory=low_memory, threads=threads or 0, progress=report)
+        memory = _plan_memory(plan, weights, context, kv_tokens, max_running, chunk)
+        pages = (pages_for(memory.kv_tokens),) * len(plan.groups)
+        made = _backend(backend, plan, weights, dict(
+            pages=pages, max_tokens=chunk + max_running, max_rows=max(64, max_running), histories=max_running),
+            dict(threads=threads, isa=isa, pool=pool))
+        return Model(_name(path, file), file, config, plan, weights, made, tokenizer, defaults, context,
+                     max_running, memory, source.metadata)
+
+
+def _backend(name: str, plan: Plan, weights: Weights, sizes: dict[str, Any], machine: dict[str, Any]) -> Backend:
+    if name == "native":
+        from .backends.native import NativeBackend
+
+        return NativeBackend(plan, weights, **sizes, **machine)
+    for option, value in machine.items():
+        if value is not None and option != "threads":
+            raise FieldInvalid(f"{option} is for the native backend; leave it out with torch", field=option)
+    try:
+        from .backends.torch import Dense, TorchBackend
+    except ImportError:
+        raise FieldInvalid("backend is 'torch' and torch is not installed; pip install 'pyruntime-llm[torch]'",
+                           field="backend") from None
+    return TorchBackend(plan, {w.name: Dense(w.f32(), w.format_name) for w in weights}, **sizes)
+
+
+def available_memory() -> int:
+    """Bytes this process may still take: what the system has free, or what its control group leaves if that is less."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError, IndexError):
+        pass  # no Linux, or a very old one: the pages free now
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = (group / "memory.max").read_text().strip(), int((group / "memory.current").read_text())
+        free = min(free, max(0, int(limit) - used)) if limit != "max" else free
+    except (OSError, ValueError):
+        pass  # not in a control group with a limit
+    return free
+
+
+def kv_bytes_per_token(plan: Plan) -> int:
+    """Bytes one token's K and V take in all layers of all groups."""
+    return sum(g.layers * g.kv_heads * g.head_dim * (KV_BYTES[g.k_format] + KV_BYTES[g.v_format]) for g in plan.groups)
+
+
+def _plan_memory(plan: Plan, weights: Weights, context: int, kv_tokens: int | None, max_running: int, chunk: int) -> MemoryPlan:
+    """How much cache there is room for; FieldInvalid when what was asked for does not fit."""
+    per_token, available = kv_bytes_per_token(plan), available_memory()
+    if kv_tokens is None:
+        kv_tokens = max(PAGE_TOKENS, min(context * max_running, available // 2 // per_token))
+    kv_tokens = pages_for(kv_tokens) * PAGE_TOKENS
+    rows = max(64, max_running)
+    activations = sum(4 * s.width * (rows if s.per_row else chunk + max_running) for s in plan.slots)
+    if kv_tokens * per_token + activations > available:
+        raise FieldInvalid(
+            f"a cache of {kv_tokens} tokens takes {kv_tokens * per_token >> 20} MiB and activations {activations >> 20} MiB; "
+            f"{available >> 20} MiB are free: lower kv_tokens, context or max_running", field="kv_tokens")
+    return MemoryPlan(weights.nbytes, kv_tokens * per_token, activations, kv_tokens, available)
+
+
+def _defaults(metadata: Metadata, file: Path) -> dict[str, float]:
+    """The model's own sampling parameters: from the file's metadata, else a generation_config.json beside it."""
+    found = {ours: metadata.values[key] for key, ours in _FILE_DEFAULTS.items() if key in metadata.values}
+    beside, source = file.parent / "generation_config.json", str(file)
+    if not found and beside.is_file():
+        source = str(beside)
+        try:
+            config = json.loads(beside.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise ModelInvalid(f"{beside}: not readable as JSON ({error}); repair or remove it") from None
+        if not isinstance(config, Mapping):
+            raise ModelInvalid(f"{beside}: it must hold a JSON object; repair or remove it")
+        names = (*_FILE_DEFAULTS.values(), "typical_p")
+        found = {name: config[name] for name in names if config.get(name) is not None}
+        if config.get("do_sample") is False:
+            found["temperature"] = 0.0
+    try:
+        checked = SamplingParams(**found)  # type: ignore[arg-type]
+    except FieldInvalid as error:
+        raise ModelInvalid(f"{source}: its sampling defaults are not usable: {error}") from None
+    return {name: getattr(checked, name) for name in found}
+
+
+def _name(asked: str | os.PathLike[str], file: Path) -> str:
+    """What the model is called: the name it was asked for by, or a file's own name."""
+    text = os.fspath(asked)
+    return file.stem if Path(text).expanduser() == file else text
+
+
+@contextmanager
+def _shown(progress: bool | Progress | None, label: str) -> Iterator[Progress | None]:
+    """The callable that load_weights reports to."""
+    if callable(progress):
+        yield progress
+    elif progress or (progress is None and sys.stderr.isatty()):
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        bar = Bar(TextColumn(f"loading {label}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
+                  console=Console(stderr=True), transient=True)
+        with bar:
+            task = bar.add_task("load")
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+    else:
+        yield None
