@@ -10,7 +10,8 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence as Seq
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -154,11 +155,12 @@ class Engine:
         if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_CANDIDATES:
             raise FieldInvalid(f"n is {n!r}; 1 to {MAX_CANDIDATES} candidates are possible", field="n")
         now = time.monotonic()
+        prompt = self._checked_prompt(prompt_ids)
         request = _Request(
-            "", self._checked_prompt(prompt_ids), params, sink, now,
+            "", prompt, params, sink, now,
             deadline=now + params.time_budget if params.time_budget is not None else float("inf"),
             place_by=now + max_wait if max_wait is not None else float("inf"),
-            scores=[] if params.prompt_logprobs else None)
+            scores=[TokenLogprob(prompt[0], None, 0)] if params.prompt_logprobs else None)
         for index, sequence in enumerate(self._sequences(request, n, priority)):
             text = Detokenizer(self.tokenizer, stop=params.stop, include_stop=params.include_stop,
                                skip_special=params.skip_special)
@@ -403,8 +405,6 @@ class Engine:
             if f.scores:
                 request: _Request = f.sequence.owner.request
                 assert request.scores is not None
-                if not request.scores:
-                    request.scores.append(TokenLogprob(request.prompt[0], None, 0))
                 request.scores += _prompt_logprobs(f, request.prompt, logits, sampled)
 
     def _accept(self, candidate: _Candidate, row: np.void, now: float) -> None:
