@@ -1,6 +1,6 @@
-"""Weights of a plan: read from a file, packed into R16 (or left in the file), and handed to a backend as views.
+"""Weights of a plan: packed into R16, or left in the file, and handed to a backend as views.
 
-A *source* is an open model file; `weights/gguf.py` is the one for GGUF. `from_blocks` makes weights from arrays.
+A *source* is an open model file (`weights/gguf.py`); `from_blocks` makes weights from arrays.
 """
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One weight as a backend binds it (struct rt_weight): a matrix [rows][k], or a vector of `rows` f32 when k is 0.
+    """One weight as a backend binds it (struct rt_weight): a matrix [rows][k]; when k is 0, `rows` f32.
 
-    packed: R16 bytes, or the vector's; None in low-memory mode. blocks: the file's bytes, read where packed is None.
+    packed: R16 bytes, or the vector's; None in low-memory mode. blocks: the file's, read where packed is None.
     """
 
     name: str
@@ -91,7 +91,8 @@ class Weights(Sequence[Stored]):
     low_memory: matrices are views of the file, which must stay as it is; `check()` asks.
     """
 
-    def __init__(self, stored: Sequence[Stored], *, low_memory: bool = False, source: Source | None = None) -> None:
+    def __init__(self, stored: Sequence[Stored], *, low_memory: bool = False,
+                 source: Source | None = None) -> None:
         self._stored = tuple(stored)
         self._index = {w.name: i for i, w in enumerate(self._stored)}
         self._source = source if low_memory else None
@@ -117,48 +118,51 @@ class Weights(Sequence[Stored]):
             self._source.check()
 
 
-def load_weights(plan_weights: Sequence[Weight], source: Source, *, low_memory: bool = False, threads: int = 0,
-                 progress: Progress | None = None) -> Weights:
+def load_weights(plan_weights: Sequence[Weight], source: Source, *, low_memory: bool = False,
+                 threads: int = 0, progress: Progress | None = None) -> Weights:
     """Read what a plan names. Everything is proven before anything is allocated.
 
-    low_memory keeps matrices in the file. Otherwise they are packed into one piece of memory, `threads` at a time
-    (0: all), and the file may be closed. ModelInvalid: a tensor is missing, of another shape, or of a format unknown.
+    low_memory keeps matrices in the file. Otherwise they are packed into one piece of memory by `threads`
+    (0: all there are), and the file may be closed. ModelInvalid: a tensor is missing, or of another shape,
+    or of a format that cannot be computed with.
     """
     formats = [_proven(w, source) for w in plan_weights]
-    matrices = [(w, f) for w, f in zip(plan_weights, formats, strict=True) if w.k]
-    packed = {} if low_memory else _pack_all(matrices, source, threads, progress or (lambda done, total: None))
+    outs = {} if low_memory else _room(plan_weights, formats)
+    if outs:
+        _pack_all(outs, source, threads, progress or (lambda done, total: None))
     stored = []
     for weight, format in zip(plan_weights, formats, strict=True):
-        name, rows, k = weight.name, weight.rows, weight.k
-        if k == 0:
-            vector = _weights.decode(format, 1, rows, source.raw(name))
-            stored.append(Stored(name, FORMATS.index("F32"), rows, 0, vector.reshape(-1).view(np.uint8), None))
+        if weight.k == 0:
+            stored.append(_vector(weight, format, source.raw(weight.name)))
         else:
-            blocks = source.raw(name) if low_memory else None
-            stored.append(Stored(name, format, rows, k, packed.get(name), blocks))
+            blocks = source.raw(weight.name) if low_memory else None
+            stored.append(Stored(weight.name, format, weight.rows, weight.k, outs.get(weight.name), blocks))
     return Weights(stored, low_memory=low_memory, source=source)
 
 
-def from_blocks(plan_weights: Sequence[Weight], blocks: Mapping[str, tuple[str, Bytes]], *, low_memory: bool = False,
-                threads: int = 0) -> Weights:
+def from_blocks(plan_weights: Sequence[Weight], blocks: Mapping[str, tuple[str, Bytes]], *,
+                low_memory: bool = False, threads: int = 0) -> Weights:
     """Weights from arrays: name -> (format name, bytes as they would stand in a file)."""
+    formats = [FORMATS.index(blocks[w.name][0]) for w in plan_weights]
+    outs = {} if low_memory else _room(plan_weights, formats)
     stored = []
-    for weight in plan_weights:
+    for weight, format in zip(plan_weights, formats, strict=True):
         name, rows, k = weight.name, weight.rows, weight.k
-        format_name, data = blocks[name]
-        format, data = FORMATS.index(format_name), np.ascontiguousarray(data).reshape(-1)
+        data = np.ascontiguousarray(blocks[name][1]).reshape(-1)
+        if data.nbytes != _weights.file_bytes(format, rows if k else 1, k or rows):
+            raise ModelInvalid(f"tensor {name}: {data.nbytes} bytes are not {rows} x {k} {FORMATS[format]} weights")
         if k == 0:
-            vector = _weights.decode(format, 1, rows, data)
-            stored.append(Stored(name, FORMATS.index("F32"), rows, 0, vector.reshape(-1).view(np.uint8), None))
-        elif low_memory:
-            if data.nbytes != _weights.file_bytes(format, rows, k):
-                raise ModelInvalid(f"tensor {name}: {data.nbytes} bytes are not {rows} x {k} {format_name} weights")
-            stored.append(Stored(name, format, rows, k, None, data))
-        else:
-            out = _weights.Region(_weights.packed_bytes(format, rows, k)).take(_weights.packed_bytes(format, rows, k))
-            _weights.pack(format, rows, k, data, out, threads)
-            stored.append(Stored(name, format, rows, k, out, None))
+            stored.append(_vector(weight, format, data))
+            continue
+        if not low_memory:
+            _weights.pack(format, rows, k, data, outs[name], threads)
+        stored.append(Stored(name, format, rows, k, outs.get(name), data if low_memory else None))
     return Weights(stored, low_memory=low_memory)
+
+
+def _vector(weight: Weight, format: int, data: Bytes) -> Stored:
+    values = _weights.decode(format, 1, weight.rows, data)
+    return Stored(weight.name, FORMATS.index("F32"), weight.rows, 0, values.reshape(-1).view(np.uint8), None)
 
 
 def _proven(weight: Weight, source: Source) -> int:
@@ -177,19 +181,22 @@ def _times(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _pack_all(matrices: Sequence[tuple[Weight, int]], source: Source, threads: int, progress: Progress) -> dict[str, Bytes]:
-    """Every matrix into one region, in pieces large enough to keep all threads busy."""
-    sizes = {w.name: _weights.packed_bytes(f, w.rows, w.k) for w, f in matrices}
-    total = sum(source.tensors[name].nbytes for name in sizes)
+def _room(plan_weights: Sequence[Weight], formats: Sequence[int]) -> dict[str, Bytes]:
+    """Where each matrix will be packed: all in one region."""
+    sizes = {w.name: _weights.packed_bytes(f, w.rows, w.k) for w, f in zip(plan_weights, formats, strict=True) if w.k}
     region = _weights.Region(sum(-(-size // 64) * 64 for size in sizes.values()))
-    packed = {name: region.take(size) for name, size in sizes.items()}
-    done, piece = 0, {}
+    return {name: region.take(size) for name, size in sizes.items()}
+
+
+def _pack_all(outs: Mapping[str, Bytes], source: Source, threads: int, progress: Progress) -> None:
+    """In pieces large enough to keep all threads busy and small enough to watch."""
+    total, done, pending = sum(source.tensors[name].nbytes for name in outs), 0, 0
+    piece: dict[str, Bytes] = {}
     progress(0, total)
-    for i, name in enumerate(packed, 1):
-        piece[name] = packed[name]
-        pending = sum(source.tensors[n].nbytes for n in piece)
-        if pending >= REPORT_BYTES or i == len(packed):
+    for i, (name, out) in enumerate(outs.items(), 1):
+        piece[name] = out
+        pending += source.tensors[name].nbytes
+        if pending >= REPORT_BYTES or i == len(outs):
             source.pack(piece, threads)
-            done, piece = done + pending, {}
+            done, pending, piece = done + pending, 0, {}
             progress(done, total)
-    return packed
