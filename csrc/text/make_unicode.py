@@ -4,11 +4,24 @@
 
 Unicode 16.0: letters are general category L*, numbers N*; white space is the property White_Space.
 """
+
 from pathlib import Path
 
 import unicodedata2
 
-WHITE_SPACE = [*range(9, 14), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000]
+WHITE_SPACE = [
+    *range(9, 14),
+    0x20,
+    0x85,
+    0xA0,
+    0x1680,
+    *range(0x2000, 0x200B),
+    0x2028,
+    0x2029,
+    0x202F,
+    0x205F,
+    0x3000,
+]
 BLOCK = 256  # code points; 64 bytes of table
 OTHER, LETTER, NUMBER, SPACE = range(4)
 

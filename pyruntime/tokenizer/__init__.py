@@ -1,4 +1,5 @@
 """Text to token ids and back, as the model's file says."""
+
 from pyruntime.tokenizer.detokenizer import Detokenizer
 from pyruntime.tokenizer.tokenizer import Tokenizer
 

@@ -1,4 +1,5 @@
-"""Token ids to text as they come: whole characters only, and nothing that may be the start of a stop string."""
+"""Token ids to text as they come: whole characters only, nothing that may be the start of a stop string."""
+
 from __future__ import annotations
 
 import codecs
@@ -12,14 +13,16 @@ _Utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 class _Matcher:
-    """Knuth-Morris-Pratt over one stop string, a character at a time. `matched`: how much of it the text ends with."""
+    """Knuth-Morris-Pratt over one stop string. `matched`: how much of it the text so far ends with."""
 
     __slots__ = ("stop", "fallback", "matched")
 
     def __init__(self, stop: str) -> None:
         self.stop = stop
         self.matched = 0
-        self.fallback = [0] * len(stop)  # longest proper prefix of stop that its first k + 1 characters end with
+        self.fallback = [0] * len(
+            stop
+        )  # the longest proper prefix of stop that its first i + 1 characters end with
         k = 0
         for i in range(1, len(stop)):
             while k and stop[i] != stop[k]:
@@ -37,18 +40,22 @@ class _Matcher:
 
 
 class Detokenizer:
-    """The text of one answer, piece by piece: all pieces together are the text of all its tokens, up to the first stop.
+    """The text of one answer, piece by piece: all pieces together are the text of its tokens, up to the stop.
 
-    A text stops at the first character that completes a stop string; if it completes several, at the longest of them.
+    A text stops at the first character that completes a stop string; if it completes several, at the longest.
     """
 
     __slots__ = ("_tokenizer", "_decoder", "_matchers", "_held", "_include_stop", "_skipped", "stopped")
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str] = (), include_stop: bool = False, skip_special: bool = True
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        include_stop: bool = False,
+        skip_special: bool = True,
     ) -> None:
-        """stop: strings that end the text, themselves left out unless include_stop; skip_special: special tokens give
-        no text."""
+        """stop: strings that end the text, themselves left out unless include_stop; skip_special: special
+        tokens give no text."""
         self._tokenizer = tokenizer
         self._decoder = _Utf8("replace")
         self._matchers = [_Matcher(text) for text in stop if text]
@@ -64,7 +71,7 @@ class Detokenizer:
         return "" if token_id in self._skipped else self._advance(self._decoder.decode(data))
 
     def finish(self) -> str:
-        """What was held back. The bytes of a character that never came whole are U+FFFD, as in bytes.decode."""
+        """What was held back. Bytes of a character that never came whole are U+FFFD, as in bytes.decode."""
         text = self._advance(self._decoder.decode(b"", final=True)) + self._held
         self._held = ""
         return text

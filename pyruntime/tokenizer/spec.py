@@ -1,4 +1,5 @@
 """What a tokenizer is made of, whichever file it came from, and the readers of the three kinds of file."""
+
 from __future__ import annotations
 
 import json
@@ -20,25 +21,43 @@ class Kind(IntEnum):
     UNUSED = 3
 
 
-# Pre-tokenizers by the names that GGUF files give them (csrc/text/split.h); a file that names none means GPT-2's.
+# Pre-tokenizers by the names they have in GGUF files (csrc/text/split.h); a file without one means GPT-2's.
 SPLITS: dict[str, int] = {
-    **dict.fromkeys(["gpt2", "gpt-2", "default", "phi-2", "mpt", "olmo", "jais", "roberta-bpe", "jina-es", "jina-de"], 0),
+    **dict.fromkeys(["gpt2", "gpt-2", "default", "phi-2", "mpt", "olmo", "jais", "roberta-bpe"], 0),
     **dict.fromkeys(["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"], 1),
     **dict.fromkeys(["llama3", "llama-bpe", "llama-v3", "falcon3", "pixtral", "lfm2"], 2),
     **dict.fromkeys(["qwen2", "stablelm2", "deepseek-r1-qwen", "hunyuan", "megrez"], 3),
 }
 
 # Control tokens that end a turn or a text in the models that have them, whatever the metadata says.
-END_NAMES = frozenset({
-    "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<end_of_turn>",
-    "<|EOT|>", "<EOT>", "</s>", "<eos>",
-})
+END_NAMES = frozenset(
+    {
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end|>",
+        "<|return|>",
+        "<end_of_turn>",
+        "<|EOT|>",
+        "<EOT>",
+        "</s>",
+        "<eos>",
+    }
+)
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _REGEXES = {
     _CONTRACTIONS + r"\p{N}{1,3}" + _REST: "llama3",
     _CONTRACTIONS + r"\p{N}" + _REST: "qwen2",
+}
+_PIPELINES = {
+    ("split into bytes",): "gpt2",
+    ("digits", "split into bytes"): "smollm",
+    ("llama3", "bytes"): "llama3",
+    ("qwen2", "bytes"): "qwen2",
 }
 
 
@@ -64,12 +83,12 @@ class Spec:
 def find_split(name: str) -> int:
     """The pre-tokenizer's number in C; ModelInvalid lists the known ones."""
     if name not in SPLITS:
-        raise ModelInvalid(f"tokenizer.ggml.pre: pre-tokenizer {name!r} is not supported; known are {', '.join(SPLITS)}")
+        raise ModelInvalid(f"tokenizer.ggml.pre: {name!r} is not supported; known are {', '.join(SPLITS)}")
     return SPLITS[name]
 
 
 def from_gguf_metadata(meta: Mapping[str, object]) -> Spec:
-    """Reads the keys tokenizer.ggml.* and tokenizer.chat_template. ModelInvalid names the key that is at fault."""
+    """Reads the keys tokenizer.ggml.* and tokenizer.chat_template. ModelInvalid names the key at fault."""
     model = _text(meta, "tokenizer.ggml.model")
     if model is None:
         raise ModelInvalid("tokenizer.ggml.model: missing; the file has no tokenizer")
@@ -82,13 +101,22 @@ def from_gguf_metadata(meta: Mapping[str, object]) -> Spec:
     llama3 = find_split(pre) == find_split("llama3")
 
     def token_id(name: str) -> int | None:
-        return _id(meta.get(f"tokenizer.ggml.{name}_token_id"), len(tokens), f"tokenizer.ggml.{name}_token_id")
+        return _id(
+            meta.get(f"tokenizer.ggml.{name}_token_id"), len(tokens), f"tokenizer.ggml.{name}_token_id"
+        )
 
     bos, eos = token_id("bos"), token_id("eos")
     add_bos = _flag(meta, "tokenizer.ggml.add_bos_token", default=llama3)
     add_eos = _flag(meta, "tokenizer.ggml.add_eos_token", default=False)
     return Spec(
-        family="bpe", tokens=tokens, kinds=kinds, merges=merges, split=pre, ignore_merges=llama3, bos_id=bos, eos_id=eos,
+        family="bpe",
+        tokens=tokens,
+        kinds=kinds,
+        merges=merges,
+        split=pre,
+        ignore_merges=llama3,
+        bos_id=bos,
+        eos_id=eos,
         prefix=[bos] if add_bos and bos is not None else [],
         suffix=[eos] if add_eos and eos is not None else [],
         end_ids=_end_ids(tokens, kinds, [eos, token_id("eot"), token_id("eom")]),
@@ -97,7 +125,7 @@ def from_gguf_metadata(meta: Mapping[str, object]) -> Spec:
 
 
 def from_tokenizer_json(source: str | Path | bytes, config: Mapping[str, object] | None = None) -> Spec:
-    """Reads a tokenizer.json (a path or its bytes); `config` is what tokenizer_config.json holds, if there is one."""
+    """Reads a tokenizer.json (a path or its bytes); `config` is what tokenizer_config.json holds, if any."""
     data = _object(_parse_json(source, "tokenizer.json"), "tokenizer.json")
     config = config or {}
     model = _object(data.get("model"), "tokenizer.json: model")
@@ -106,7 +134,10 @@ def from_tokenizer_json(source: str | Path | bytes, config: Mapping[str, object]
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(name):
             raise ModelInvalid(f"tokenizer.json: model.{name} is not supported")
-    added = [_object(a, "tokenizer.json: added_tokens") for a in _list(data.get("added_tokens") or [], "added_tokens")]
+    added = [
+        _object(a, "tokenizer.json: added_tokens")
+        for a in _list(data.get("added_tokens") or [], "added_tokens")
+    ]
     tokens, kinds = _json_vocabulary(_object(model.get("vocab"), "tokenizer.json: model.vocab"), added)
     by_text = {token: i for i, token in enumerate(tokens)}
 
@@ -119,13 +150,24 @@ def from_tokenizer_json(source: str | Path | bytes, config: Mapping[str, object]
     bos = config_id("bos")
     bos = prefix[0] if bos is None and prefix else bos
     eos = config_id("eos")
-    merges = [m if isinstance(m, str) else _texts(m, "tokenizer.json: merges")
-              for m in _list(model.get("merges"), "tokenizer.json: model.merges")]
+    merges = [
+        m if isinstance(m, str) else _texts(m, "tokenizer.json: merges")
+        for m in _list(model.get("merges"), "tokenizer.json: model.merges")
+    ]
     return Spec(
-        family="bpe", tokens=tokens, kinds=kinds, merges=merges,  # type: ignore[arg-type]
-        split=_json_split(data.get("pre_tokenizer")), ignore_merges=bool(model.get("ignore_merges")),
-        nfc=_json_nfc(data.get("normalizer")), bos_id=bos, eos_id=eos, prefix=prefix, suffix=suffix,
-        end_ids=_end_ids(tokens, kinds, [eos]), chat_template=_config_template(config),
+        family="bpe",
+        tokens=tokens,
+        kinds=kinds,
+        merges=merges,  # type: ignore[arg-type]
+        split=_json_split(data.get("pre_tokenizer")),
+        ignore_merges=bool(model.get("ignore_merges")),
+        nfc=_json_nfc(data.get("normalizer")),
+        bos_id=bos,
+        eos_id=eos,
+        prefix=prefix,
+        suffix=suffix,
+        end_ids=_end_ids(tokens, kinds, [eos]),
+        chat_template=_config_template(config),
     )
 
 
@@ -143,7 +185,7 @@ def from_vocab_merges(vocab: str | Path | bytes, merges: str | Path | bytes) -> 
     return Spec(family="bpe", tokens=tokens, kinds=kinds, merges=rules, bos_id=bos, eos_id=bos, end_ids=ends)
 
 
-# ---- values from files ------------------------------------------------------------------------------------------------
+# ---- values from files ----
 
 
 def _text(meta: Mapping[str, object], key: str) -> str | None:
@@ -196,7 +238,9 @@ def _gguf_kinds(value: object, n: int) -> list[int]:
     try:
         return [known[t] for t in (types.tolist() if hasattr(types, "tolist") else types)]  # type: ignore[index]
     except (KeyError, TypeError) as error:
-        raise ModelInvalid(f"tokenizer.ggml.token_type: {error} is not a token type; they are 1 to 6") from None
+        raise ModelInvalid(
+            f"tokenizer.ggml.token_type: {error} is not a token type; they are 1 to 6"
+        ) from None
 
 
 def _end_ids(tokens: Sequence[str], kinds: Sequence[int], named: Iterable[int | None]) -> list[int]:
@@ -238,14 +282,14 @@ def _object(value: object, where: str) -> dict[str, object]:
 def _json_vocabulary(vocab: dict[str, object], added: list[dict[str, object]]) -> tuple[list[str], list[int]]:
     """Tokens by id. Ids that no token has are unused ones with an empty text."""
     entries: list[tuple[str, object, Kind]] = [(token, i, Kind.NORMAL) for token, i in vocab.items()]
-    for token in added:
-        content = token.get("content")
+    for extra in added:
+        content = extra.get("content")
         if not isinstance(content, str):
             raise ModelInvalid("tokenizer.json: an added token has no content")
         for name in ("single_word", "lstrip", "rstrip"):
-            if token.get(name):
+            if extra.get(name):
                 raise ModelInvalid(f"tokenizer.json: added token {content!r:.40}: {name} is not supported")
-        entries.append((content, token.get("id"), Kind.SPECIAL if token.get("special") else Kind.ADDED))
+        entries.append((content, extra.get("id"), Kind.SPECIAL if extra.get("special") else Kind.ADDED))
     most = 4 * len(entries) + 1024  # some vocabularies have holes; none is mostly holes
     ids = [_id(i, most, f"token {token!r:.40}") for token, i, _ in entries]
     if None in ids:
@@ -264,19 +308,30 @@ def _json_split(value: object) -> str:
     """The pre-tokenizer that a tokenizer.json describes, by the name it has in GGUF."""
     node = _object(value, "tokenizer.json: pre_tokenizer")
     steps = _list(node.get("pretokenizers"), "pretokenizers") if node.get("type") == "Sequence" else [node]
-    steps = [_object(step, "tokenizer.json: pre_tokenizer") for step in steps]
-    *before, last = steps or [{}]
-    if last.get("type") == "ByteLevel" and not last.get("add_prefix_space") and len(before) <= 1:
-        use_regex, first = last.get("use_regex", True), before[0] if before else {}  # type: ignore[union-attr]
-        kind, pattern = first.get("type"), first.get("pattern")  # type: ignore[union-attr]
-        if use_regex and not before:
-            return "gpt2"
-        if use_regex and kind == "Digits" and first.get("individual_digits"):  # type: ignore[union-attr]
-            return "smollm"
-        if not use_regex and kind == "Split" and isinstance(pattern, dict) and pattern.get("Regex") in _REGEXES:
-            return _REGEXES[pattern["Regex"]]
-    raise ModelInvalid(f"tokenizer.json: this pre_tokenizer is not supported: {json.dumps(node)[:160]}; "
-                       "known are those of gpt2, smollm, llama3, qwen2")
+    name = _PIPELINES.get(tuple(_step(_object(step, "tokenizer.json: pre_tokenizer")) for step in steps))
+    if name is None:
+        raise ModelInvalid(
+            f"tokenizer.json: this pre_tokenizer is not supported: {json.dumps(node)[:160]}; "
+            f"known are those of {', '.join(_PIPELINES.values())}"
+        )
+    return name
+
+
+def _step(step: dict[str, object]) -> str:
+    """One step of a pre-tokenizer, as _PIPELINES calls it."""
+    kind, pattern = step.get("type"), step.get("pattern")
+    if kind == "ByteLevel" and not step.get("add_prefix_space"):
+        return "split into bytes" if step.get("use_regex", True) else "bytes"
+    if kind == "Digits" and step.get("individual_digits"):
+        return "digits"
+    if (
+        kind == "Split"
+        and step.get("behavior") == "Isolated"
+        and not step.get("invert")
+        and isinstance(pattern, dict)
+    ):
+        return _REGEXES.get(str(pattern.get("Regex")), "?")
+    return "?"
 
 
 def _json_nfc(value: object) -> bool:

@@ -1,4 +1,5 @@
 """The tokenizer: text to token ids and back. Which algorithm does it is the family's business."""
+
 from __future__ import annotations
 
 import secrets
@@ -6,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from pyruntime._core._text import Bpe
 from pyruntime.errors import FieldInvalid, ModelInvalid
 from pyruntime.tokenizer import spec as specs
+from pyruntime.tokenizer.chat import ChatTemplate
 from pyruntime.tokenizer.spec import Kind, Spec
 
 
@@ -41,8 +43,13 @@ def _byte_level_bpe(spec: Spec) -> Encoder:
         raise ModelInvalid(f"tokenizer: {offset[-1]} bytes of tokens; at most 4 GiB are supported")
     _check_distinct(spec, ids)
     return Bpe(
-        b"".join(texts), offset.astype(np.uint32), np.array(spec.kinds, np.uint8), _merge_rows(spec.merges, ids),
-        specs.find_split(spec.split), spec.ignore_merges, secrets.randbits(64),
+        b"".join(texts),
+        offset.astype(np.uint32),
+        np.array(spec.kinds, np.uint8),
+        _merge_rows(spec.merges, ids),
+        specs.find_split(spec.split),
+        spec.ignore_merges,
+        secrets.randbits(64),
     )
 
 
@@ -52,9 +59,11 @@ def _check_distinct(spec: Spec, ids: Mapping[str, int]) -> None:
             raise ModelInvalid(f"tokenizer: tokens {i} and {ids[token]} are both {token!r:.40}")
 
 
-def _merge_rows(merges: Sequence[str] | Sequence[Sequence[str]], ids: Mapping[str, int]) -> npt.NDArray[np.int32]:
+def _merge_rows(
+    merges: Sequence[str] | Sequence[Sequence[str]], ids: Mapping[str, int]
+) -> npt.NDArray[np.int32]:
     """[n][3] left, right and merged token of every merge, in order of rank."""
-    rows = []
+    rows: list[int] = []
     for rank, merge in enumerate(merges):
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if len(pair) != 2:
@@ -63,7 +72,9 @@ def _merge_rows(merges: Sequence[str] | Sequence[Sequence[str]], ids: Mapping[st
         try:
             rows += (ids[left], ids[right], ids[left + right])
         except KeyError as error:
-            raise ModelInvalid(f"tokenizer: merge {rank}, {merge!r:.60}, names {error.args[0]!r:.60}, not a token") from None
+            raise ModelInvalid(
+                f"tokenizer: merge {rank} needs the token {error.args[0]!r:.60}, not there"
+            ) from None
     return np.array(rows, np.int32).reshape(-1, 3)
 
 
@@ -76,7 +87,7 @@ class Tokenizer:
 
     def __init__(self, spec: Spec) -> None:
         if spec.family not in FAMILIES:
-            raise ModelInvalid(f"tokenizer: family {spec.family!r} is not supported; known are {', '.join(FAMILIES)}")
+            raise ModelInvalid(f"tokenizer: no family {spec.family!r}; known are {', '.join(FAMILIES)}")
         if not spec.tokens:
             raise ModelInvalid("tokenizer: the vocabulary is empty")
         self._encoder = FAMILIES[spec.family](spec)
@@ -85,6 +96,8 @@ class Tokenizer:
         self.vocab_size = len(spec.tokens)
         self.bos_id, self.eos_id = spec.bos_id, spec.eos_id
         self.end_ids = spec.end_ids
+        self.bos_token = None if self.bos_id is None else spec.tokens[self.bos_id]
+        self.eos_token = None if self.eos_id is None else spec.tokens[self.eos_id]
         self.specials = {i: spec.tokens[i] for i, kind in enumerate(spec.kinds) if kind == Kind.SPECIAL}
         self.special_ids = frozenset(self.specials)
         self.chat_template = spec.chat_template
@@ -112,10 +125,12 @@ class Tokenizer:
         """Whether a text gets the beginning-of-sequence token unless the caller says otherwise."""
         return self.bos_id is not None and self.bos_id in self._prefix
 
-    def encode(self, text: str | bytes, add_special: bool | None = None, allow_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str | bytes, add_special: bool | None = None, allow_special: bool = False
+    ) -> list[int]:
         """Token ids of text.
 
-        add_special: True puts the beginning-of-sequence token first, False adds nothing, None does as the model says.
+        add_special: True puts the beginning-of-sequence token, False adds nothing, None what the model does.
         allow_special: whether the text of special tokens becomes them; otherwise it is text like any other.
         """
         return self._encode(text, add_special, allow_special)[0].tolist()
@@ -129,10 +144,10 @@ class Tokenizer:
     def offsets(
         self, text: str | bytes, add_special: bool | None = None, allow_special: bool = False
     ) -> npt.NDArray[np.int64]:
-        """[count, 2] where each token of encode begins and ends, in bytes of the UTF-8 of text (normalized, where the model
-        does that). Tokens that were added are empty."""
-        ids, ends = self._encode(text, add_special, allow_special)
-        return np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1) if len(ids) else np.zeros((0, 2), np.int64)
+        """[count, 2] where each token of encode begins and ends, in bytes of the UTF-8 of text (normalized,
+        where the model does that). Tokens that were added are empty."""
+        ends = self._encode(text, add_special, allow_special)[1]
+        return np.stack([np.concatenate([[0], ends])[:-1], ends], axis=1)
 
     def _encode(
         self, text: str | bytes, add_special: bool | None, allow_special: bool
@@ -159,8 +174,8 @@ class Tokenizer:
         try:
             return (unicodedata.normalize("NFC", text) if self._nfc else text).encode()
         except UnicodeEncodeError as error:
-            raise FieldInvalid(f"text: character {error.start} is half of a surrogate pair; send valid Unicode",
-                               field="text") from None
+            message = f"text: character {error.start} is half of a surrogate pair; send valid Unicode"
+            raise FieldInvalid(message, field="text") from None
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD."""
@@ -175,10 +190,19 @@ class Tokenizer:
         try:
             return self._encoder.token(id)
         except (IndexError, TypeError, OverflowError):
-            raise FieldInvalid(f"token_ids: {id!r:.40} is not a token id; the vocabulary has ids 0 to {self.vocab_size - 1}",
-                               field="token_ids") from None
+            message = f"token_ids: {id!r:.40} is not a token id; they are 0 to {self.vocab_size - 1}"
+            raise FieldInvalid(message, field="token_ids") from None
 
     @cached_property
     def special_spellings(self) -> dict[str, int]:
         """The texts of special tokens."""
         return {text: i for i, text in self.specials.items() if text}
+
+    @cached_property
+    def chat(self) -> ChatTemplate:
+        """The model's chat template; ModelInvalid when it has none."""
+        return ChatTemplate(self)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> tuple[str, list[int]]:
+        """The prompt of a chat as text and token ids; options as in ChatTemplate.encode."""
+        return self.chat.encode(messages, **options)
