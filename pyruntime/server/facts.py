@@ -1,0 +1,68 @@
+"""What the server says of its models and its machine, read from the things themselves."""
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .models import Facts
+from .pb import admin_pb2
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+
+SAMPLES, SAMPLE_BYTES = 64, 64 << 10
+
+
+def facts_of(loaded: Any) -> Facts:
+    """Facts of an LLM, read from the file it came from; none of a bare engine."""
+    model = getattr(loaded, "model", None)
+    if model is None:
+        return Facts()
+    held: Counter[str] = Counter()
+    for weight in model.weights:
+        held[weight.format_name] += weight.nbytes
+    return Facts(
+        architecture=model.config.family, revision=fingerprint(model.path), scheme=held.most_common(1)[0][0].lower(),
+        parameters=sum(w.rows * max(w.k, 1) for w in model.weights), weight_bytes=model.weights.nbytes)
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str:
+    """16 hexadecimal digits that tell one weights' file from another: of its size, its first MiB (the metadata) and samples
+    across the rest. Reads at most 5 MiB."""
+    size = Path(path).stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        digest.update(file.read(1 << 20))
+        for i in range(SAMPLES):
+            file.seek(i * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def cache_bytes(engines: Iterable[Engine]) -> int:
+    """Bytes of K and V that the engines' pages hold."""
+    from ..loading import kv_bytes_per_token
+    from ..plan import PAGE_TOKENS
+
+    return sum(e.stats().pages_total * PAGE_TOKENS * kv_bytes_per_token(e.backend.plan) for e in engines)
+
+
+def cpu_of(engines: Iterable[Engine]) -> tuple[admin_pb2.GetServerInfoResponse.Cpu, int]:
+    """The processor, the instruction sets it can run and the one in use; and how many threads compute."""
+    vendor, model = cpu_names()
+    return admin_pb2.GetServerInfoResponse.Cpu(vendor=vendor, model=model), 0
+
+
+def cpu_names() -> tuple[str, str]:
+    """(vendor, model) as the system tells them; "" where it does not."""
+    try:
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    except OSError:
+        return "", platform.processor()
+    known = {key.strip(): value.strip() for key, _, value in reversed(lines)}
+    return known.get("vendor_id", ""), known.get("model name", platform.processor())
