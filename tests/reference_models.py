@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyruntime.backends.torch import Dense
+from pyruntime import quant
 from pyruntime.plan import PAGE_TOKENS, Plan
+from pyruntime.weights import Weights, from_blocks
 
 
 def random_values(plan: Plan, seed: int) -> dict[str, np.ndarray]:
@@ -24,9 +25,16 @@ def random_values(plan: Plan, seed: int) -> dict[str, np.ndarray]:
     return values
 
 
-def random_weights(plan: Plan, seed: int) -> dict[str, Dense]:
-    """The same as F32 weights of the reference."""
-    return {name: Dense(x) for name, x in random_values(plan, seed).items()}
+def stored(plan: Plan, values: dict[str, np.ndarray], formats: dict[str, str] | None = None, *, low_memory: bool = False) -> Weights:
+    """Weights of `values`, each matrix rounded to its format (F32 where none is named)."""
+    chosen = {w.name: (formats or {}).get(w.name, "F32") if w.k else "F32" for w in plan.weights}
+    blocks = {name: (format, quant.FORMATS[format].quantize(values[name])) for name, format in chosen.items()}
+    return from_blocks(plan.weights, blocks, low_memory=low_memory, threads=1)
+
+
+def random_weights(plan: Plan, seed: int) -> Weights:
+    """Random f32 weights, unpacked."""
+    return stored(plan, random_values(plan, seed), low_memory=True)
 
 
 def tables_of(lengths: list[int], pages: int, rng: np.random.Generator) -> list[list[int]]:

@@ -6,15 +6,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_models import random_weights, tables_of
+from reference_models import random_values, random_weights, stored, tables_of
 
-from pyruntime.backends.torch import Dense, TorchBackend
+from pyruntime.backends.torch import TorchBackend
 from pyruntime.backends.torch_ops import a16
 from pyruntime.config import RopeScaling
 from pyruntime.models import llama
 from pyruntime.types import Batch
 
 transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny products gain nothing from threads, and lose much to them on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def to_gguf_rows(w: np.ndarray, heads: int) -> np.ndarray:
@@ -33,13 +42,13 @@ def hugging_face(config, seed: int):
         max_position_embeddings=config.context, rms_norm_eps=config.eps, rope_parameters=scaling,
         tie_word_embeddings=config.tied, attention_bias=False, attn_implementation="eager")
     model = transformers.LlamaForCausalLM(hf).eval().to(torch.float32)
-    ours = random_weights(llama.plan(config), seed)
+    ours = random_values(llama.plan(config), seed)
     state = {}
     names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
              "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
              "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
-    for name, dense in ours.items():
-        value = torch.from_numpy(dense.values)
+    for name, values in ours.items():
+        value = torch.from_numpy(values)
         if name.startswith("blk."):
             _, layer, part, _ = name.split(".")
             state[f"model.layers.{layer}.{names[part]}.weight"] = value
@@ -53,8 +62,8 @@ def hugging_face(config, seed: int):
         for name in list(ours):
             if ".attn_q." in name or ".attn_k." in name:
                 heads = config.heads if ".attn_q." in name else config.kv_heads
-                ours[name] = Dense(to_gguf_rows(ours[name].values, heads))
-    return model, ours
+                ours[name] = to_gguf_rows(ours[name], heads)
+    return model, stored(llama.plan(config), ours, low_memory=True)
 
 
 def all_logits(backend: TorchBackend, ids: list[int], chunks: list[int], table: list[int]) -> np.ndarray:

@@ -1,27 +1,18 @@
 """The reference backend: interprets a plan op by op in torch. On CPU in f32 it is what the native backend is held to."""
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
+from .. import quant
 from ..errors import EngineFailed, FieldInvalid
-from ..plan import PAGE_TOKENS, Plan
+from ..plan import PAGE_TOKENS, CacheGroup, Plan, Weight
 from ..types import SAMPLED, Batch
+from ..weights import Weights
 from .torch_ops import OPS, Cache, Matrix, Step
 
 INTEGER_FORMATS = ("Q8_0", "Q4_0", "Q4_1")
 CACHE_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True)
-class Dense:
-    """A weight with its values written out: f32 [rows][k] or [rows], and the name of the format they came from."""
-
-    values: np.ndarray
-    format: str = "F32"
 
 
 class TorchBackend:
@@ -31,15 +22,15 @@ class TorchBackend:
     them. dtype is the type sums are made in (f64 gives a yardstick for f32); slots are f32 whatever it is.
     """
 
-    def __init__(self, plan: Plan, weights: Mapping[str, Dense], *, pages: int | tuple[int, ...] = 64, max_tokens: int = 512,
-                 max_rows: int = 64, histories: int = 64, act_quant: str = "exact", device: str = "cpu",
+    def __init__(self, plan: Plan, weights: Weights, *, pages: int | tuple[int, ...] = 64,
+                 max_tokens: int = 512, max_rows: int = 64, histories: int = 64, act_quant: str = "exact", device: str = "cpu",
                  dtype: torch.dtype = torch.float32) -> None:
         if act_quant not in ("none", "exact"):
             raise FieldInvalid(f"act_quant is {act_quant!r}; known: none, exact", field="act_quant")
         self.plan, self.max_tokens, self.max_rows, self.histories = plan, max_tokens, max_rows, histories
         self.pages = (pages,) * len(plan.groups) if isinstance(pages, int) else tuple(pages)
         self.act_quant, self.dtype, self.device = act_quant, dtype, torch.device(device)
-        self._weights = {w.name: self._bind(weights, w.name, (w.rows, w.k) if w.k else (w.rows,)) for w in plan.weights}
+        self._weights = {w.name: self._bind(weights, w) for w in plan.weights}
         self._slots = {s.name: torch.zeros((max_rows if s.per_row else max_tokens, s.width), device=self.device)
                        for s in plan.slots}
         self._caches = {g.name: self._arena(g, n) for g, n in zip(plan.groups, self.pages, strict=True)}
@@ -48,14 +39,21 @@ class TorchBackend:
         self._counts = (0, 0)
         self._closed = False
 
-    def _bind(self, weights: Mapping[str, Dense], name: str, shape: tuple[int, ...]) -> Matrix:
-        dense = weights[name]
-        if dense.values.shape != shape:
-            raise FieldInvalid(f"weight '{name}' has shape {dense.values.shape}; the plan needs {shape}", field=name)
-        values = torch.as_tensor(np.ascontiguousarray(dense.values, np.float32)).to(self.device, self.dtype)
-        return Matrix(values, dense.format in INTEGER_FORMATS)
+    def _bind(self, weights: Weights, need: Weight) -> Matrix:
+        stored = weights[need.name]
+        if (stored.rows, stored.k) != (need.rows, need.k):
+            raise FieldInvalid(f"weight '{need.name}' is {stored.rows} x {stored.k}; the plan needs {need.rows} x {need.k}",
+                               field=need.name)
+        twin = quant.FORMATS[stored.format_name]
+        if stored.packed is None:
+            assert stored.blocks is not None
+            values = twin.dequantize(stored.blocks, (stored.rows, stored.k))
+        else:
+            values = twin.unpack(stored.packed, stored.rows, stored.k) if stored.k else stored.packed.view(np.float32)
+        integer = stored.k > 0 and stored.format_name in INTEGER_FORMATS
+        return Matrix(torch.tensor(values).to(self.device, self.dtype), integer)
 
-    def _arena(self, group, pages: int) -> Cache:
+    def _arena(self, group: CacheGroup, pages: int) -> Cache:
         shape = (group.layers, pages * PAGE_TOKENS, group.kv_heads, group.head_dim)
         k, v = (torch.zeros(shape, dtype=CACHE_TYPES[f], device=self.device) for f in (group.k_format, group.v_format))
         return Cache(k, v, torch.full(shape[:2], -1, dtype=torch.int32, device=self.device))
@@ -149,6 +147,13 @@ class TorchBackend:
             live = table[np.arange(table.shape[1]) < used[:, None]]
             need(live.size == 0 or (live.min() >= 0 and live.max() < pages), "tables", "names a page that does not exist")
         s = b.sampling
+        for name, low, high in (("temperature", 0, 1e6), ("top_p", 1e-45, 1), ("min_p", 0, 1), ("typical_p", 1e-45, 1),
+                                ("repetition", 1e-45, 1e6), ("presence", -1e6, 1e6), ("frequency", -1e6, 1e6),
+                                ("top_k", 0, 2**31), ("candidate", 0, 2**31), ("position", 0, 2**31), ("logprobs", -1, 20)):
+            need(((s[name] >= low) & (s[name] <= high)).all(), "sampling", f"has a {name} outside {low:g} to {high:g}")
+        need((s["bias_first"] >= 0).all() and (s["bias_count"] >= 0).all()
+             and (s["bias_first"].astype(np.int64) + s["bias_count"] <= len(b.bias_ids)).all(), "sampling",
+             "names a bias that does not exist")
         need(((s["history"] >= -1) & (s["history"] < self.histories)).all(), "sampling", "names a history that does not exist")
         masks = 0 if b.masks is None else len(b.masks)
         need(((s["allowed"] >= -1) & (s["allowed"] < masks)).all(), "sampling", "names a mask that does not exist")
