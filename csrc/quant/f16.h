@@ -16,5 +16,13 @@ static inline void rt_unpack_F16(const uint8_t *restrict tile, int row, float *r
 }
 
 /* ---- dot ---- */
-
+/* Four chains, k mod 4, each in ascending k. chain: [4][m]. */
+#ifdef V_INLINE
+V_INLINE void rt_dot_F16(const uint8_t *restrict tile, const rt_rows *x, int k, int m, v16f *restrict chain) {
+  for (int i = 0; i < RT_TILE_K; i++) {
+    v16f w = v_load_f16((const uint16_t *)tile + i * 16);
+    for (int t = 0; t < m; t++) chain[i % 4 * m + t] = v_fma(w, v_set1(x->x[t][k + i]), chain[i % 4 * m + t]);
+  }
+}
+#endif
 #endif

@@ -34,5 +34,16 @@ static inline void rt_unpack_Q8_0(const uint8_t *restrict tile, int row, float *
 }
 
 /* ---- dot ---- */
-
+/* acc += d * (S - 128 sum) for the two blocks, S = sum u8 q. */
+#ifdef V_INLINE
+V_INLINE void rt_dot_Q8_0(const uint8_t *restrict tile, const rt_rows *x, int k, int m, v16f *restrict acc) {
+  for (int h = 0; h < 2; h++) {
+    v16i s[V_DOT_TOKENS];
+    rt_rows at = rt_rows_at(x, k + 32 * h, m);
+    v_dot_u8(tile + 64 + h * 512, at.q, at.high, at.low, m, s);
+    v16f d = v_load_f16((const uint16_t *)(tile + h * 32));
+    for (int t = 0; t < m; t++) acc[t] = v_fma(v_of_s32(v_minus(s[t], 128 * x->sum[t][k / 32 + h])), d, acc[t]);
+  }
+}
+#endif
 #endif

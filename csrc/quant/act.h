@@ -1,0 +1,61 @@
+/* A16: one token's activations as 16-bit integers, in the form every linear kernel reads.
+ *
+ *   kp = k rounded up to 64; padding is zero.  scale = max|x| / 32639,  q = round to even(x / scale) = 256 * high + low
+ *   f32 scale, padded to 64 bytes | s32 sum[kp / 32] of q, padded to 64 | s8 high[kp] | s8 low[kp] | s16 q[kp] | f32 x[kp]
+ *
+ * 32639 = 127 * 256 + 127 is the most that high = (q + 128) >> 8, low = q - 256 * high hold in 8 bits each.
+ * A row below 2^-100 everywhere is zero under scale 0. A row with a NaN or an infinity is zero under scale NaN, so that
+ * whatever is multiplied with it is NaN. */
+#ifndef RT_ACT_H
+#define RT_ACT_H
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct rt_act {
+  float *scale;        /* [1] */
+  int32_t *sum;        /* [kp / 32] */
+  int8_t *high, *low;  /* [kp] */
+  int16_t *q;          /* [kp] */
+  float *x;            /* [kp] */
+} rt_act;
+
+static inline size_t rt_act_k(int k) { return ((size_t)k + 63) / 64 * 64; }
+static inline size_t rt_act_head(size_t kp) { return 64 + (kp / 32 * 4 + 63) / 64 * 64; }
+static inline size_t rt_act_size(int k) { return rt_act_head(rt_act_k(k)) + rt_act_k(k) * 8; }
+
+static inline rt_act rt_act_at(uint8_t *act, int k) {
+  size_t kp = rt_act_k(k), head = rt_act_head(kp);
+  return (rt_act){(float *)act,        (int32_t *)(act + 64),           (int8_t *)(act + head), (int8_t *)(act + head + kp),
+                  (int16_t *)(act + head + 2 * kp), (float *)(act + head + 4 * kp)};
+}
+
+#ifdef V_INLINE
+/* Fill everything but x from x[kp], `most` = max|x|, `broken` = NaN when an x is not finite, else 0. */
+static inline void rt_act_round(rt_act a, size_t kp, float most, float broken) {
+  enum { MOST = 32639 };
+  int usable = broken == 0.0f && most >= 0x1p-100f;
+  *a.scale = usable ? most / (float)MOST : broken;
+  if (!usable) {
+    memset(a.sum, 0, kp / 32 * sizeof *a.sum);
+    memset(a.high, 0, kp);
+    memset(a.low, 0, kp);
+    memset(a.q, 0, kp * sizeof *a.q);
+    return;
+  }
+  v16f inverse = v_set1((float)MOST / most);
+  for (size_t block = 0; block < kp / 32; block++) {
+    int32_t q[32], sum = 0;
+    for (int c = 0; c < 32; c += 16) v_store_s32(q + c, v_mul(v_load(a.x + block * 32 + c), inverse));
+    for (int i = 0; i < 32; i++) {
+      size_t at = block * 32 + i;
+      int32_t high = (q[i] + 128) >> 8;
+      a.q[at] = (int16_t)q[i];
+      a.high[at] = (int8_t)high;
+      a.low[at] = (int8_t)(q[i] - 256 * high);
+      sum += q[i];
+    }
+    a.sum[block] = sum;
+  }
+}
+#endif
+#endif

@@ -1,0 +1,160 @@
+/* The vocabulary on AVX2, FMA and F16C: two registers of 8 lanes. simd/scalar.h says what each function means. */
+#ifndef RT_SIMD_AVX2_H
+#define RT_SIMD_AVX2_H
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#define V_INLINE static inline __attribute__((always_inline, unused))
+
+typedef struct v16f { __m256 a, b; } v16f;
+typedef struct v16i { __m256i a, b; } v16i;
+typedef struct v16m { __m256 a, b; } v16m;
+
+#define V_EACH(f, x, y) (v16f){f((x).a, (y).a), f((x).b, (y).b)}
+
+V_INLINE v16f v_set1(float x) { __m256 r = _mm256_set1_ps(x); return (v16f){r, r}; }
+V_INLINE v16f v_zero(void) { return (v16f){_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+V_INLINE v16f v_load(const float *p) { return (v16f){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+V_INLINE void v_store(float *p, v16f x) { _mm256_storeu_ps(p, x.a); _mm256_storeu_ps(p + 8, x.b); }
+V_INLINE __m128i v_128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
+V_INLINE __m256i v_256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+V_INLINE v16f v_load_f16(const uint16_t *p) { return (v16f){_mm256_cvtph_ps(v_128(p)), _mm256_cvtph_ps(v_128(p + 8))}; }
+V_INLINE __m256 v_widen_bf16(const uint16_t *p) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v_128(p)), 16));
+}
+V_INLINE v16f v_load_bf16(const uint16_t *p) { return (v16f){v_widen_bf16(p), v_widen_bf16(p + 8)}; }
+V_INLINE void v_store_f16(uint16_t *p, v16f x) {
+  _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+}
+
+V_INLINE v16f v_add(v16f x, v16f y) { return V_EACH(_mm256_add_ps, x, y); }
+V_INLINE v16f v_sub(v16f x, v16f y) { return V_EACH(_mm256_sub_ps, x, y); }
+V_INLINE v16f v_mul(v16f x, v16f y) { return V_EACH(_mm256_mul_ps, x, y); }
+V_INLINE v16f v_div(v16f x, v16f y) { return V_EACH(_mm256_div_ps, x, y); }
+V_INLINE v16f v_max(v16f x, v16f y) { return V_EACH(_mm256_max_ps, x, y); }
+V_INLINE v16f v_min(v16f x, v16f y) { return V_EACH(_mm256_min_ps, x, y); }
+V_INLINE v16f v_fma(v16f x, v16f y, v16f z) {
+  return (v16f){_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+V_INLINE v16f v_abs(v16f x) { return V_EACH(_mm256_andnot_ps, v_set1(-0.0f), x); }
+V_INLINE v16f v_round(v16f x) {
+  const int even = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return (v16f){_mm256_round_ps(x.a, even), _mm256_round_ps(x.b, even)};
+}
+V_INLINE __m256 v_scale2_half(__m256 x, __m256 n) {
+  const __m256i bias = _mm256_set1_epi32(127);
+  __m256i e = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(e, 1), rest = _mm256_sub_epi32(e, half);
+  x = _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
+  return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
+}
+V_INLINE v16f v_scale2(v16f x, v16f n) { return V_EACH(v_scale2_half, x, n); }
+
+V_INLINE v16m v_less(v16f x, v16f y) {
+  return (v16m){_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ)};
+}
+V_INLINE __m256 v_within_half(const int32_t *p, __m256i low, __m256i high) {
+  __m256i x = v_256(p), out = _mm256_or_si256(_mm256_cmpgt_epi32(low, x), _mm256_cmpgt_epi32(x, high));
+  return _mm256_castsi256_ps(_mm256_andnot_si256(out, _mm256_set1_epi32(-1)));
+}
+V_INLINE v16m v_within(const int32_t *p, int32_t low, int32_t high) {
+  __m256i l = _mm256_set1_epi32(low), h = _mm256_set1_epi32(high);
+  return (v16m){v_within_half(p, l, h), v_within_half(p + 8, l, h)};
+}
+V_INLINE uint32_t v_bits(v16m m) { return (uint32_t)(_mm256_movemask_ps(m.a) | _mm256_movemask_ps(m.b) << 8); }
+V_INLINE v16f v_select(v16m m, v16f x, v16f y) {
+  return (v16f){_mm256_blendv_ps(y.a, x.a, m.a), _mm256_blendv_ps(y.b, x.b, m.b)};
+}
+
+V_INLINE float v_sum(v16f x) {
+  __m256 eight = _mm256_add_ps(x.a, x.b);
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+V_INLINE float v_most(v16f x) {
+  __m256 eight = _mm256_max_ps(x.a, x.b);
+  __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+V_INLINE float v_first(v16f x) { return _mm256_cvtss_f32(x.a); }
+
+V_INLINE void v_store_s32(int32_t *p, v16f x) {
+  _mm256_storeu_si256((__m256i *)p, _mm256_cvtps_epi32(x.a));
+  _mm256_storeu_si256((__m256i *)(p + 8), _mm256_cvtps_epi32(x.b));
+}
+V_INLINE v16f v_of_s32(v16i x) { return (v16f){_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+V_INLINE v16i v_minus(v16i x, int32_t y) {
+  __m256i all = _mm256_set1_epi32(y);
+  return (v16i){_mm256_sub_epi32(x.a, all), _mm256_sub_epi32(x.b, all)};
+}
+
+/* ---- whole blocks ---- */
+#define V_DOT_TOKENS 4
+
+V_INLINE __m256i v_four(const int8_t *p) { /* 4 bytes, repeated */
+  int32_t x;
+  memcpy(&x, p, 4);
+  return _mm256_set1_epi32(x);
+}
+V_INLINE __m256i v_eight(const int16_t *p) { /* 8 bytes, repeated */
+  int64_t x;
+  memcpy(&x, p, 8);
+  return _mm256_set1_epi64x(x);
+}
+
+/* Bytes widen to 16 bits against zero, in each 128-bit lane rows 0 1 | 2 3, and meet q: products of pairs of k in s32.
+ * The last horizontal add joins the pairs and restores the order of rows. */
+V_INLINE void v_dot_u8(const uint8_t *restrict steps, const int16_t *const *q, const int8_t *const *high,
+                       const int8_t *const *low, int m, v16i *restrict s) {
+  (void)high, (void)low;
+  const __m256i zero = _mm256_setzero_si256();
+  __m256i sum[4][4];
+  for (int t = 0; t < m; t++)
+    for (int c = 0; c < 4; c++) sum[t][c] = zero;
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; j++) {
+    __m256i w0 = v_256(steps + j * 64), w1 = v_256(steps + j * 64 + 32);
+    __m256i w[4] = {_mm256_unpacklo_epi8(w0, zero), _mm256_unpackhi_epi8(w0, zero), _mm256_unpacklo_epi8(w1, zero),
+                    _mm256_unpackhi_epi8(w1, zero)};
+    for (int t = 0; t < m; t++) {
+      __m256i x = v_eight(q[t] + j * 4);
+      for (int c = 0; c < 4; c++) sum[t][c] = _mm256_add_epi32(sum[t][c], _mm256_madd_epi16(w[c], x));
+    }
+  }
+  for (int t = 0; t < m; t++)
+    s[t] = (v16i){_mm256_hadd_epi32(sum[t][0], sum[t][1]), _mm256_hadd_epi32(sum[t][2], sum[t][3])};
+}
+
+/* Nibbles meet each plane of the activation. Pairs of k stay in s16 for 8 steps: 8 * 2 * 15 * 128 = 30720, no saturation. */
+V_INLINE void v_dot_nibbles(const uint8_t *restrict steps, const int8_t *const *high, const int8_t *const *low, int at,
+                            int upper, int m, v16i *restrict s) {
+  const __m256i fifteen = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1), plane = _mm256_set1_epi16(256);
+  __m256i h[4][2], l[4][2];
+  for (int t = 0; t < m; t++) h[t][0] = h[t][1] = l[t][0] = l[t][1] = _mm256_setzero_si256();
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; j++) {
+    __m256i w[2] = {v_256(steps + j * 64), v_256(steps + j * 64 + 32)};
+    for (int c = 0; c < 2; c++) w[c] = _mm256_and_si256(upper ? _mm256_srli_epi16(w[c], 4) : w[c], fifteen);
+    for (int t = 0; t < m; t++) {
+      __m256i xh = v_four(high[t] + at + j * 4), xl = v_four(low[t] + at + j * 4);
+      for (int c = 0; c < 2; c++) {
+        h[t][c] = _mm256_add_epi16(h[t][c], _mm256_maddubs_epi16(w[c], xh));
+        l[t][c] = _mm256_add_epi16(l[t][c], _mm256_maddubs_epi16(w[c], xl));
+      }
+    }
+  }
+  for (int t = 0; t < m; t++)
+    s[t] = (v16i){_mm256_add_epi32(_mm256_madd_epi16(h[t][0], plane), _mm256_madd_epi16(l[t][0], one)),
+                  _mm256_add_epi32(_mm256_madd_epi16(h[t][1], plane), _mm256_madd_epi16(l[t][1], one))};
+}
+
+V_INLINE void v_dot_u4(const uint8_t *restrict steps, const int16_t *const *q, const int8_t *const *high,
+                       const int8_t *const *low, int m, v16i *restrict first, v16i *restrict second) {
+  (void)q;
+  v_dot_nibbles(steps, high, low, 0, 0, m, first);
+  v_dot_nibbles(steps, high, low, 32, 1, m, second);
+}
+#endif

@@ -1,0 +1,114 @@
+/* The vocabulary on AVX-512 (F, BW, VL, DQ, VNNI): one register. simd/scalar.h says what each function means. */
+#ifndef RT_SIMD_AVX512_H
+#define RT_SIMD_AVX512_H
+#ifdef RT_EMULATE_AVX512 /* a header that gives the intrinsics below on a CPU without them: how tests run this file */
+#include RT_EMULATE_AVX512
+#else
+#include <immintrin.h>
+#endif
+#include <stdint.h>
+#include <string.h>
+
+#define V_INLINE static inline __attribute__((always_inline, unused))
+
+typedef __m512 v16f;
+typedef __m512i v16i;
+typedef __mmask16 v16m;
+
+V_INLINE v16f v_set1(float x) { return _mm512_set1_ps(x); }
+V_INLINE v16f v_zero(void) { return _mm512_setzero_ps(); }
+V_INLINE v16f v_load(const float *p) { return _mm512_loadu_ps(p); }
+V_INLINE void v_store(float *p, v16f x) { _mm512_storeu_ps(p, x); }
+V_INLINE __m256i v_256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+V_INLINE v16f v_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(v_256(p)); }
+V_INLINE v16f v_load_bf16(const uint16_t *p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v_256(p)), 16));
+}
+V_INLINE void v_store_f16(uint16_t *p, v16f x) {
+  _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
+V_INLINE v16f v_add(v16f x, v16f y) { return _mm512_add_ps(x, y); }
+V_INLINE v16f v_sub(v16f x, v16f y) { return _mm512_sub_ps(x, y); }
+V_INLINE v16f v_mul(v16f x, v16f y) { return _mm512_mul_ps(x, y); }
+V_INLINE v16f v_div(v16f x, v16f y) { return _mm512_div_ps(x, y); }
+V_INLINE v16f v_fma(v16f x, v16f y, v16f z) { return _mm512_fmadd_ps(x, y, z); }
+V_INLINE v16f v_max(v16f x, v16f y) { return _mm512_max_ps(x, y); }
+V_INLINE v16f v_min(v16f x, v16f y) { return _mm512_min_ps(x, y); }
+V_INLINE v16f v_abs(v16f x) { return _mm512_abs_ps(x); }
+V_INLINE v16f v_round(v16f x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+V_INLINE v16f v_scale2(v16f x, v16f n) { return _mm512_scalef_ps(x, n); }
+
+V_INLINE v16m v_less(v16f x, v16f y) { return _mm512_cmp_ps_mask(x, y, _CMP_LT_OQ); }
+V_INLINE v16m v_within(const int32_t *p, int32_t low, int32_t high) {
+  __m512i x = _mm512_loadu_si512(p);
+  return (v16m)(_mm512_cmpge_epi32_mask(x, _mm512_set1_epi32(low)) & _mm512_cmple_epi32_mask(x, _mm512_set1_epi32(high)));
+}
+V_INLINE uint32_t v_bits(v16m m) { return m; }
+V_INLINE v16f v_select(v16m m, v16f x, v16f y) { return _mm512_mask_blend_ps(m, y, x); }
+
+V_INLINE __m256 v_upper(v16f x) { return _mm512_extractf32x8_ps(x, 1); }
+V_INLINE float v_sum(v16f x) {
+  __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x), v_upper(x));
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+V_INLINE float v_most(v16f x) {
+  __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(x), v_upper(x));
+  __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+V_INLINE float v_first(v16f x) { return _mm_cvtss_f32(_mm512_castps512_ps128(x)); }
+
+V_INLINE void v_store_s32(int32_t *p, v16f x) { _mm512_storeu_si512(p, _mm512_cvtps_epi32(x)); }
+V_INLINE v16f v_of_s32(v16i x) { return _mm512_cvtepi32_ps(x); }
+V_INLINE v16i v_minus(v16i x, int32_t y) { return _mm512_sub_epi32(x, _mm512_set1_epi32(y)); }
+
+/* ---- whole blocks: one step is one operand of vpdpbusd, one product for each plane of the activation ---- */
+#define V_DOT_TOKENS 4
+
+V_INLINE __m512i v_four(const int8_t *p) { /* 4 bytes, repeated */
+  int32_t x;
+  memcpy(&x, p, 4);
+  return _mm512_set1_epi32(x);
+}
+V_INLINE v16i v_planes(__m512i high, __m512i low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
+
+V_INLINE void v_dot_u8(const uint8_t *restrict steps, const int16_t *const *q, const int8_t *const *high,
+                       const int8_t *const *low, int m, v16i *restrict s) {
+  (void)q;
+  __m512i h[4], l[4];
+  for (int t = 0; t < m; t++) h[t] = l[t] = _mm512_setzero_si512();
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; j++) {
+    __m512i w = _mm512_loadu_si512(steps + j * 64);
+    for (int t = 0; t < m; t++) {
+      h[t] = _mm512_dpbusd_epi32(h[t], w, v_four(high[t] + j * 4));
+      l[t] = _mm512_dpbusd_epi32(l[t], w, v_four(low[t] + j * 4));
+    }
+  }
+  for (int t = 0; t < m; t++) s[t] = v_planes(h[t], l[t]);
+}
+
+V_INLINE void v_dot_u4(const uint8_t *restrict steps, const int16_t *const *q, const int8_t *const *high,
+                       const int8_t *const *low, int m, v16i *restrict first, v16i *restrict second) {
+  (void)q;
+  const __m512i fifteen = _mm512_set1_epi8(15);
+  __m512i h0[4], l0[4], h1[4], l1[4];
+  for (int t = 0; t < m; t++) h0[t] = l0[t] = h1[t] = l1[t] = _mm512_setzero_si512();
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; j++) {
+    __m512i both = _mm512_loadu_si512(steps + j * 64), w0 = _mm512_and_si512(both, fifteen),
+            w1 = _mm512_and_si512(_mm512_srli_epi16(both, 4), fifteen);
+    for (int t = 0; t < m; t++) {
+      h0[t] = _mm512_dpbusd_epi32(h0[t], w0, v_four(high[t] + j * 4));
+      l0[t] = _mm512_dpbusd_epi32(l0[t], w0, v_four(low[t] + j * 4));
+      h1[t] = _mm512_dpbusd_epi32(h1[t], w1, v_four(high[t] + 32 + j * 4));
+      l1[t] = _mm512_dpbusd_epi32(l1[t], w1, v_four(low[t] + 32 + j * 4));
+    }
+  }
+  for (int t = 0; t < m; t++) first[t] = v_planes(h0[t], l0[t]), second[t] = v_planes(h1[t], l1[t]);
+}
+#endif

@@ -1,0 +1,106 @@
+/* The vocabulary in plain C: 16 floats in a struct. This is the specification of every other simd/<set>.h.
+ *
+ *   v16f  16 floats     v16i  16 s32     v16m  a mask of 16
+ *   max and min give the second operand when either is NaN or both are zero, as x86 does; a NaN's payload is nobody's.
+ *   v_sum and v_most fold 16 -> 8 -> 4 -> 2 -> 1, lane i with lane i + half. */
+#ifndef RT_SIMD_SCALAR_H
+#define RT_SIMD_SCALAR_H
+#include "base/half.h"
+
+#include <stdint.h>
+#include <string.h>
+
+#define V_INLINE static inline __attribute__((unused)) /* the specification need not be fast */
+
+typedef struct v16f { float f[16]; } v16f;
+typedef struct v16i { int32_t i[16]; } v16i;
+typedef struct v16m { uint32_t bits; } v16m;
+
+#define V_LANES for (int l = 0; l < 16; l++)
+
+V_INLINE v16f v_set1(float x) { v16f r; V_LANES r.f[l] = x; return r; }
+V_INLINE v16f v_zero(void) { return v_set1(0.0f); }
+V_INLINE v16f v_load(const float *p) { v16f r; memcpy(&r, p, sizeof r); return r; }
+V_INLINE void v_store(float *p, v16f a) { memcpy(p, &a, sizeof a); }
+V_INLINE v16f v_load_f16(const uint16_t *p) { v16f r; V_LANES r.f[l] = rt_f16_to_f32(p[l]); return r; }
+V_INLINE v16f v_load_bf16(const uint16_t *p) { v16f r; V_LANES r.f[l] = rt_bf16_to_f32(p[l]); return r; }
+V_INLINE void v_store_f16(uint16_t *p, v16f a) { V_LANES p[l] = rt_f32_to_f16(a.f[l]); }
+
+V_INLINE v16f v_add(v16f a, v16f b) { V_LANES a.f[l] += b.f[l]; return a; }
+V_INLINE v16f v_sub(v16f a, v16f b) { V_LANES a.f[l] -= b.f[l]; return a; }
+V_INLINE v16f v_mul(v16f a, v16f b) { V_LANES a.f[l] *= b.f[l]; return a; }
+V_INLINE v16f v_div(v16f a, v16f b) { V_LANES a.f[l] /= b.f[l]; return a; }
+V_INLINE v16f v_fma(v16f a, v16f b, v16f c) { V_LANES c.f[l] = __builtin_fmaf(a.f[l], b.f[l], c.f[l]); return c; }
+V_INLINE v16f v_max(v16f a, v16f b) { V_LANES a.f[l] = a.f[l] > b.f[l] ? a.f[l] : b.f[l]; return a; }
+V_INLINE v16f v_min(v16f a, v16f b) { V_LANES a.f[l] = a.f[l] < b.f[l] ? a.f[l] : b.f[l]; return a; }
+V_INLINE v16f v_abs(v16f a) { V_LANES a.f[l] = __builtin_fabsf(a.f[l]); return a; }
+V_INLINE v16f v_round(v16f a) { V_LANES a.f[l] = __builtin_rintf(a.f[l]); return a; } /* to even */
+
+/* a * 2^n for whole n in [-250, 250], rounded once; a in [0.5, 2]. */
+V_INLINE v16f v_scale2(v16f a, v16f n) {
+  V_LANES {
+    int32_t e = n.f[l] == n.f[l] ? (int32_t)n.f[l] : 0, half = e >> 1;
+    a.f[l] = a.f[l] * rt_float_of_bits((uint32_t)(half + 127) << 23) * rt_float_of_bits((uint32_t)(e - half + 127) << 23);
+  }
+  return a;
+}
+
+V_INLINE v16m v_less(v16f a, v16f b) { v16m r = {0}; V_LANES r.bits |= (uint32_t)(a.f[l] < b.f[l]) << l; return r; }
+/* Lanes with low <= p[l] <= high. */
+V_INLINE v16m v_within(const int32_t *p, int32_t low, int32_t high) {
+  v16m r = {0};
+  V_LANES r.bits |= (uint32_t)(p[l] >= low && p[l] <= high) << l;
+  return r;
+}
+V_INLINE uint32_t v_bits(v16m m) { return m.bits; }
+V_INLINE v16f v_select(v16m m, v16f a, v16f b) { V_LANES a.f[l] = m.bits >> l & 1 ? a.f[l] : b.f[l]; return a; } /* m ? a : b */
+
+V_INLINE float v_sum(v16f a) {
+  for (int half = 8; half; half >>= 1)
+    for (int l = 0; l < half; l++) a.f[l] += a.f[l + half];
+  return a.f[0];
+}
+V_INLINE float v_most(v16f a) {
+  for (int half = 8; half; half >>= 1)
+    for (int l = 0; l < half; l++) a.f[l] = a.f[l] > a.f[l + half] ? a.f[l] : a.f[l + half];
+  return a.f[0];
+}
+V_INLINE float v_first(v16f a) { return a.f[0]; }
+
+V_INLINE void v_store_s32(int32_t *p, v16f a) { V_LANES p[l] = (int32_t)__builtin_rintf(a.f[l]); } /* to even; |a| < 2^31 */
+V_INLINE v16f v_of_s32(v16i a) { v16f r; V_LANES r.f[l] = (float)a.i[l]; return r; }
+V_INLINE v16i v_minus(v16i a, int32_t b) { V_LANES a.i[l] -= b; return a; }
+
+/* ---- whole blocks: S[row] = sum over 32 k of w[row][k] * q[k], exact ----
+ * steps: [8 step][16 row][4 k] u8 (quant/r16.h). An activation is q[k] and the same as planes, q = 256 * high + low. */
+#define V_DOT_TOKENS 1 /* tokens linear takes in one pass over the weights */
+
+/* s[t] for m tokens; q, high, low: [m] pointers at the block's first k. */
+V_INLINE void v_dot_u8(const uint8_t *restrict steps, const int16_t *const *q, const int8_t *const *high,
+                       const int8_t *const *low, int m, v16i *restrict s) {
+  (void)high, (void)low;
+  for (int t = 0; t < m; t++) {
+    memset(&s[t], 0, sizeof s[t]);
+    for (int j = 0; j < 8; j++)
+      for (int l = 0; l < 16; l++)
+        for (int i = 0; i < 4; i++) s[t].i[l] += steps[j * 64 + l * 4 + i] * q[t][j * 4 + i];
+  }
+}
+
+/* Two blocks: low nibbles are k 0..31 -> first[t], high nibbles k 32..63 -> second[t]. */
+V_INLINE void v_dot_u4(const uint8_t *restrict steps, const int16_t *const *q, const int8_t *const *high,
+                       const int8_t *const *low, int m, v16i *restrict first, v16i *restrict second) {
+  (void)high, (void)low;
+  for (int t = 0; t < m; t++) {
+    memset(&first[t], 0, sizeof first[t]);
+    memset(&second[t], 0, sizeof second[t]);
+    for (int j = 0; j < 8; j++)
+      for (int l = 0; l < 16; l++)
+        for (int i = 0; i < 4; i++) {
+          int both = steps[j * 64 + l * 4 + i];
+          first[t].i[l] += (both & 15) * q[t][j * 4 + i];
+          second[t].i[l] += (both >> 4) * q[t][32 + j * 4 + i];
+        }
+  }
+}
+#endif
