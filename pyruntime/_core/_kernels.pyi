@@ -1,0 +1,66 @@
+"""Every kernel of every instruction set on numpy arrays: doors for tests and benchmarks.
+
+csrc/isa/kernels.h and the headers of csrc/ops say what each kernel computes. A format is named by its index in
+`formats()`. Arrays are contiguous; wrong shapes raise FieldInvalid.
+"""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+
+class FormatInfo(NamedTuple):
+    """One line of csrc/defs/formats.def."""
+
+    name: str
+    ggml_type: int
+    block_weights: int
+    block_bytes: int
+    packed_bytes: int
+
+class IsaInfo(NamedTuple):
+    """One line of csrc/defs/isas.def; `missing` names what this CPU lacks, "" when it can run."""
+
+    name: str
+    missing: str
+
+def formats() -> tuple[FormatInfo, ...]: ...
+def isas() -> tuple[IsaInfo, ...]: ...
+def act_bytes(k: int) -> int:
+    """Bytes of one token's activations (csrc/quant/act.h)."""
+
+def aligned(shape: int | tuple[int, ...], dtype: object = ...) -> NDArray[np.generic]:
+    """Zeros at a multiple of 64 bytes."""
+
+class Kernels:
+    """One set's kernels. Calling those of a set the CPU lacks ends the process."""
+
+    def __init__(self, which: str | int) -> None:
+        """By a set's name, or by the address of a struct rt_kernels in another library."""
+    @property
+    def name(self) -> str: ...
+    def has_cache_format(self, format: int) -> bool: ...
+    def quantize(self, x: F32, norm_kind: int = 0, norm: F32 | None = None, norm_bias: F32 | None = None,
+                 eps: float = 0.0) -> U8:
+        """x [k] -> activations [act_bytes(k)]."""
+    def linear(self, format: int, packed: U8, k: int, first: int, last: int, acts: U8, out: F32 | None = None) -> F32:
+        """acts [m, act_bytes(k)] -> y [m, 16 * (last - first)]."""
+    def embed(self, format: int, packed: U8, k: int, row: int, scale: float = 1.0) -> F32: ...
+    def add_scaled(self, x: F32, bias: F32 | None, scale: float, y: F32) -> F32: ...
+    def add_bias(self, x: F32, bias: F32) -> F32: ...
+    def gate(self, activation: int, gate: F32, up: F32) -> F32: ...
+    def rope_head(self, x: F32, norm: F32 | None, eps: float, cos: F32 | None, sin: F32 | None, interleaved: bool) -> F32: ...
+    def store(self, part: str, format: int, x: F32, slot: int, page: U8) -> None:
+        """x [head_dim] into a page in place; part "k" or "v"."""
+    def attention(self, q: F32, k: U8, v: U8, positions: NDArray[np.int32], position: int, scale: float, window: int = 0,
+                  softcap: float = 0.0, k_format: int = 1, v_format: int = 1) -> tuple[F32, F32, F32]:
+        """q [share, head_dim], k and v [blocks, page bytes], positions [blocks, 16] -> partial, max, sum."""
+    def attention_combine(self, partial: F32, most: F32, total: F32, sinks: F32 | None = None) -> F32:
+        """partial [n, share, head_dim], most and total [n, share] -> [share, head_dim]."""
+    def scale_cap(self, x: F32, scale: float, softcap: float) -> F32: ...
+    def argmax(self, x: F32) -> tuple[int, float, bool]: ...
+    def exp_sum(self, x: F32, largest: float) -> float: ...
