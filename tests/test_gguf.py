@@ -266,7 +266,7 @@ def test_an_unknown_format_is_an_error_only_when_asked_for(tmp_path: Path) -> No
         assert file.tensors["weights"].format == "Q4_K" and file.tensors["weights"].shape == (2, 256)
         assert file.raw("weights").nbytes == 288
         assert file.supported("fine") == list(quant.FORMATS).index("Q8_0")
-        wanted = r"k\.gguf: tensor weights is stored as Q4_K \(ggml type 12\), .* F32 F16 BF16 Q8_0 Q4_0 Q4_1 "
+        wanted = r"k\.gguf: tensor weights is stored as Q4_K \(ggml type 12\), .* F32 F16 BF16 Q8_0 Q4_0 Q4_1"
         with pytest.raises(ModelInvalid, match=wanted):
             file.supported("weights")
         with pytest.raises(ModelInvalid, match=wanted):
