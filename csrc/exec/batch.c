@@ -1,0 +1,138 @@
+/* The edge: every number of a batch is proven against the engine's limits, then turned into a step's tables. */
+#include "exec/engine.h"
+#include "exec/sample.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+static bool range(rt_status *st, const char *what, int64_t at, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return true;
+  if (at < 0) rt_fail(st, RT_INVALID, "batch: %s is %lld; it must be %lld to %lld", what, (long long)value, (long long)low, (long long)high);
+  else rt_fail(st, RT_INVALID, "batch: %s[%lld] is %lld; it must be %lld to %lld", what, (long long)at, (long long)value,
+               (long long)low, (long long)high);
+  return false;
+}
+
+static bool check_counts(const rt_engine *e, const rt_batch *b, int32_t first, int32_t last, rt_status *st) {
+  const rt_limits *l = &e->limits;
+  return range(st, "the first op", -1, first, 0, e->n_ops) && range(st, "the last op", -1, last, first, e->n_ops) &&
+         range(st, "the number of tokens", -1, b->n_tokens, 1, l->max_tokens) &&
+         range(st, "the number of sequences", -1, b->n_seqs, 1, l->max_seqs) &&
+         range(st, "the number of rows", -1, b->n_rows, 0, l->max_rows) &&
+         range(st, "the number of biases", -1, b->n_bias, 0, INT32_MAX) &&
+         range(st, "the number of masks", -1, b->n_masks, 0, INT32_MAX) &&
+         range(st, "the number of embeddings", -1, b->n_embeddings, 0, INT32_MAX);
+}
+
+static bool check_tokens(rt_engine *e, const rt_batch *b, rt_status *st) {
+  for (int32_t t = 0; t < b->n_tokens; t++) {
+    int32_t token = b->tokens[t], position = b->positions[t];
+    if (!range(st, "tokens", t, token, -(int64_t)b->n_embeddings, e->vocab - 1) ||
+        !range(st, "positions", t, position, 0, INT32_MAX) || !range(st, "roles", t, b->roles[t], 0, 1))
+      return false;
+    e->step.tokens[t] = (rt_token){.token = token, .position = position};
+  }
+  return true;
+}
+
+static bool check_rows(const rt_engine *e, const rt_batch *b, rt_status *st) {
+  for (int32_t r = 0, low = 0; r < b->n_rows; low = b->rows[r++])
+    if (!range(st, "rows", r, b->rows[r], low, b->n_tokens - 1) ||
+        rt_sample_check(&b->sampling[r], r, b->n_bias, b->n_masks, e->limits.histories, st) != RT_OK)
+      return false;
+  for (int32_t i = 0; i < b->n_bias; i++)
+    if (!range(st, "bias_ids", i, b->bias_ids[i], 0, e->vocab - 1)) return false;
+  return true;
+}
+
+/* Sequence s: its tokens' place in the cache, and its pages. Fills blocks, not yet what is stored in them. */
+static bool check_sequence(rt_engine *e, const rt_batch *b, int32_t s, rt_status *st) {
+  rt_step *step = &e->step;
+  int32_t start = b->starts[s], kv_len = b->kv_lens[s];
+  if (!range(st, "starts", s + 1, b->starts[s + 1], start, b->n_tokens) || !range(st, "adapters", s, b->adapters[s], -1, -1) ||
+      !range(st, "kv_lens", s, kv_len, b->starts[s + 1] - start, INT32_MAX - RT_PAGE))
+    return false;
+  int32_t count = b->starts[s + 1] - start, blocks = (kv_len + RT_PAGE - 1) / RT_PAGE, written = (kv_len - count) / RT_PAGE;
+  int32_t base = step->block_starts[s];
+  for (int32_t t = start; t < b->starts[s + 1]; t++) step->tokens[t].sequence = s;
+  for (int32_t g = 0; g < e->n_groups; g++) {
+    rt_cache *c = &e->groups[g];
+    int64_t most = b->table_widths[g] < c->pages ? b->table_widths[g] : c->pages;
+    if (!range(st, "kv_lens", s, kv_len, 0, most * RT_PAGE)) return false;
+    for (int32_t i = 0; i < blocks; i++) {
+      int32_t page = b->tables[g][(size_t)s * (size_t)b->table_widths[g] + (size_t)i];
+      if (!range(st, "a block table's page", i, page, 0, c->pages - 1)) return false;
+      if (count && i >= written) {
+        if (c->writer[page] == e->checks)
+          return rt_fail(st, RT_INVALID, "batch: page %d of group %d is written twice in one step; give each writer its own page",
+                         page, g), false;
+        c->writer[page] = e->checks;
+      }
+      step->blocks[g][base + i].page = page;
+    }
+  }
+  step->block_starts[s + 1] = base + (e->n_groups ? blocks : 0);
+  step->splits = step->splits > (blocks + RT_SPLIT - 1) / RT_SPLIT ? step->splits : (blocks + RT_SPLIT - 1) / RT_SPLIT;
+  for (int32_t i = 0; i < count;) {
+    int32_t slot = (kv_len - count + i) % RT_PAGE, here = RT_PAGE - slot < count - i ? RT_PAGE - slot : count - i;
+    step->runs[step->n_runs++] =
+        (rt_run){.token = start + i, .count = here, .block = base + (kv_len - count + i) / RT_PAGE, .slot = slot};
+    i += here;
+  }
+  return true;
+}
+
+static bool check_sequences(rt_engine *e, const rt_batch *b, rt_status *st) {
+  rt_step *step = &e->step;
+  step->n_runs = step->splits = step->block_starts[0] = 0;
+  if (++e->checks == 0) {
+    for (int32_t g = 0; g < e->n_groups; g++) memset(e->groups[g].writer, 0, (size_t)e->groups[g].pages * sizeof(uint32_t));
+    e->checks = 1;
+  }
+  for (int32_t g = 0; g < e->n_groups; g++)
+    if (!range(st, "the width of block table", g, b->table_widths[g], 0, INT32_MAX)) return false;
+  if (!range(st, "starts", 0, b->starts[0], 0, 0)) return false;
+  for (int32_t s = 0; s < b->n_seqs; s++)
+    if (!check_sequence(e, b, s, st)) return false;
+  return range(st, "starts", b->n_seqs, b->starts[b->n_seqs], b->n_tokens, b->n_tokens);
+}
+
+/* New tokens' positions into their pages' slots; then each block's least and greatest, by which attention passes blocks over.
+ * Slots past a sequence's end are empty whatever a page held before: its last block reads a copy that says so. */
+static void store_positions(rt_engine *e, const rt_batch *b, int32_t g) {
+  rt_cache *c = &e->groups[g];
+  rt_step *step = &e->step;
+  rt_block *blocks = step->blocks[g];
+  for (int32_t i = 0; i < step->n_runs; i++) {
+    const rt_run *r = &step->runs[i];
+    memcpy(c->positions + (size_t)blocks[r->block].page * RT_PAGE + r->slot, b->positions + r->token,
+           (size_t)r->count * sizeof(int32_t));
+  }
+  for (int32_t s = 0; s < b->n_seqs; s++) {
+    for (int32_t i = step->block_starts[s], left = b->kv_lens[s]; left > 0; i++, left -= RT_PAGE) {
+      const int32_t *stored = c->positions + (size_t)blocks[i].page * RT_PAGE;
+      if (left < RT_PAGE) {
+        int32_t *tail = step->tails[g] + (size_t)s * RT_PAGE;
+        for (int32_t j = 0; j < RT_PAGE; j++) tail[j] = j < left ? stored[j] : -1;
+        stored = tail;
+      }
+      int32_t low = INT32_MAX, high = -1;
+      for (int32_t j = 0; j < RT_PAGE; j++) {
+        uint32_t or_large = (uint32_t)stored[j]; /* an empty slot, -1, is never the least */
+        low = or_large < (uint32_t)low ? stored[j] : low;
+        high = stored[j] > high ? stored[j] : high;
+      }
+      blocks[i].low = low, blocks[i].high = high, blocks[i].positions = stored;
+    }
+  }
+}
+
+rt_code rt_step_begin(rt_engine *e, const rt_batch *batch, int32_t first, int32_t last, rt_status *st) {
+  if (!check_counts(e, batch, first, last, st) || !check_tokens(e, batch, st) || !check_sequences(e, batch, st) ||
+      !check_rows(e, batch, st))
+    return st->code;
+  for (int32_t g = 0; g < e->n_groups; g++) store_positions(e, batch, g);
+  e->step.batch = batch;
+  e->step.first = first;
+  return RT_OK;
+}

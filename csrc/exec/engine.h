@@ -1,0 +1,110 @@
+/* What rt_engine_new binds and a step works on. Inside csrc/exec only. */
+#ifndef RT_ENGINE_H
+#define RT_ENGINE_H
+#include "base/pool.h"
+#include "base/region.h"
+#include "exec/history.h"
+#include "exec/op_fields.h"
+#include "exec/ops.h"
+#include "rt.h"
+
+/* Sizes of work. None depends on the number of threads. */
+enum {
+  RT_SPLIT = 16,       /* pages of one attention split, at absolute block indices */
+  RT_SPLIT_UNITS = 32, /* below this many (token, KV head) pairs splits are units of their own */
+  RT_TOKENS = 64,      /* tokens of one linear unit */
+  RT_FUSED = 4,        /* up to this many tokens each thread rounds the activations for itself */
+  RT_LINE_FLOATS = 8192 /* floats of one product in a thread's scratch */
+};
+
+typedef struct rt_matrix {
+  rt_format format;
+  int32_t rows, k, groups; /* k == 0: a vector, `values` */
+  size_t group_bytes;
+  const uint8_t *packed, *blocks;
+  const float *values; /* [rows] */
+} rt_matrix;
+
+enum rt_finish { RT_STORE, RT_ADD, RT_GATE, RT_CAP };
+
+/* NORM_LINEAR, LINEAR, LINEAR_ADD, GATED and LOGITS are one thing: norm and round x, multiply by parts side by side, finish. */
+typedef struct rt_linear {
+  enum rt_finish finish;
+  int32_t x, out, k, groups, n_parts, norm_kind, activation, flagged; /* flagged: only the batch's rows */
+  float eps, scale, softcap;
+  const float *norm, *norm_bias; /* [k] or NULL */
+  const rt_matrix *up;           /* RT_GATE */
+  struct rt_part {
+    const rt_matrix *matrix;
+    const float *bias;           /* [matrix->rows] or NULL */
+    int32_t first_group, offset; /* where the part begins among all groups and in `out` */
+  } parts[3];
+} rt_linear;
+
+typedef struct rt_bound { enum rt_op_kind kind; rt_op_fields f; rt_linear linear; } rt_bound;
+
+typedef struct rt_cache { /* one group: [page][layer][kv_head][K [head_dim][16] | V [16][head_dim]] */
+  rt_region memory;
+  int32_t layers, kv_heads, head_dim, pages;
+  rt_format k_format, v_format;
+  size_t k_bytes, head_bytes, layer_bytes, page_bytes;
+  int32_t *positions; /* [pages][16] stored position of each slot */
+  uint32_t *writer;   /* [pages] the last check that saw a token written there */
+} rt_cache;
+
+typedef struct rt_rotation { const double *inv_freq; float *cos, *sin; int32_t pairs, interleaved; double mscale; uint64_t run; } rt_rotation;
+
+typedef struct rt_activations { float *data; int32_t width, per_row; } rt_activations; /* data [max_tokens or max_rows][width] */
+
+typedef struct rt_scratch { /* one thread's */
+  uint8_t *acts;        /* [RT_FUSED] activations of operation `op` in run `run` */
+  uint64_t run;
+  int32_t op;
+  float *y, *y2;        /* [RT_LINE_FLOATS] */
+  uint8_t *group;       /* one packed group, low-memory mode */
+  float *partial;       /* [splits][share][head_dim] */
+  float *max, *sum;     /* [splits][share] */
+  uint8_t *sample;      /* rt_sample_bytes */
+} rt_scratch;
+
+typedef struct rt_token { int32_t token, position, sequence; } rt_token;
+typedef struct rt_run { int32_t token, count, block, slot; } rt_run; /* tokens that go to one page: `block` of rt_step.blocks */
+typedef struct rt_block { int32_t page, low, high; const int32_t *positions; } rt_block; /* low, high of its stored positions */
+
+typedef struct rt_step { /* one batch, checked */
+  const rt_batch *batch;
+  int32_t first, n_runs, splits; /* splits: of the longest sequence */
+  rt_token *tokens;              /* [max_tokens] */
+  rt_run *runs;                  /* [max_tokens] */
+  int32_t *block_starts;         /* [max_seqs + 1] */
+  rt_block **blocks;             /* [n_groups] -> [max_seqs * pages] */
+  int32_t **tails;               /* [n_groups] -> [max_seqs][16] positions of a last, partly filled page */
+} rt_step;
+
+struct rt_engine {
+  rt_limits limits;
+  const struct rt_kernels *k;
+  rt_pool *pool;
+  rt_region memory;
+  int32_t n_ops, n_slots, n_weights, n_groups, n_ropes, vocab, width;
+  rt_bound *ops;
+  rt_activations *slots;
+  rt_matrix *weights;
+  rt_cache *groups;
+  rt_rotation *ropes;
+  rt_scratch *scratch;   /* [threads] */
+  rt_history *histories; /* [histories] */
+  rt_sampled *sampled;   /* [max_rows] */
+  uint8_t *acts;         /* activations of every token, when more than RT_FUSED */
+  uint32_t checks;       /* number of this batch check */
+  float *partial, *max, *sum; /* [RT_SPLIT_UNITS][splits][share][head_dim], [RT_SPLIT_UNITS][splits][share] */
+  rt_step step;
+  uint64_t run;          /* number of this rt_engine_run */
+  /* The largest an op needs. */
+  size_t acts_bytes, fused_bytes, group_bytes;
+  int32_t splits, partial_floats, share;
+};
+
+/* exec/batch.c: everything a step reads from a batch, proven; then the step's tables. */
+rt_code rt_step_begin(rt_engine *e, const rt_batch *batch, int32_t first, int32_t last, rt_status *st);
+#endif

@@ -1,0 +1,532 @@
+/* Binding: every index, shape, format, group, rope and width of a plan is proven here, once, so that a step on a checked batch
+ * cannot read or write outside. Everything is copied but the bytes of the weights. */
+#include "base/checked.h"
+#include "exec/engine.h"
+#include "exec/sample.h"
+#include "load/pack.h"
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+  OPS_MOST = 1 << 16, SLOTS_MOST = 1 << 12, WEIGHTS_MOST = 1 << 18, GROUPS_MOST = 64, ROPES_MOST = 64, ROWS_MOST = 1 << 22,
+  TOKENS_MOST = 1 << 16, HISTORIES_MOST = 1 << 20, LAYERS_MOST = 1 << 12, HEADS_MOST = 1 << 12, HEAD_DIM_MOST = 1 << 12,
+  PAGES_MOST = 1 << 24
+};
+
+typedef struct binding {
+  rt_engine *e;
+  const rt_plan *plan;
+  rt_status *st;
+  int32_t op;
+} binding;
+
+/* ---- messages ---- */
+
+static bool range(rt_status *st, const char *what, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return true;
+  rt_fail(st, RT_INVALID, "%s is %lld; it must be a whole number, %lld to %lld", what, (long long)value, (long long)low,
+          (long long)high);
+  return false;
+}
+
+__attribute__((format(printf, 2, 3))) static bool refuse(const binding *b, const char *format, ...) {
+  char what[320];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(what, sizeof what, format, args);
+  va_end(args);
+  rt_fail(b->st, RT_BAD_FILE, "op %d (%s): %s", b->op, rt_op_table[b->plan->ops[b->op].kind].name, what);
+  return false;
+}
+
+static bool finite_field(const binding *b, const char *field, float value) {
+  return isfinite(value) || refuse(b, "%s is not a finite number", field);
+}
+
+/* ---- one operand each ---- */
+
+static bool slot_index(const binding *b, const char *field, int32_t slot, int32_t per_row) {
+  if (slot < 0 || slot >= b->e->n_slots) return refuse(b, "%s is slot %d; the plan has %d", field, slot, b->e->n_slots);
+  if (b->e->slots[slot].per_row != per_row)
+    return refuse(b, "%s is slot %d, which has a row for each %s", field, slot, per_row ? "token" : "flagged row");
+  return true;
+}
+
+static bool slot_of(const binding *b, const char *field, int32_t slot, int64_t width, int32_t per_row) {
+  if (!slot_index(b, field, slot, per_row)) return false;
+  if (b->e->slots[slot].width != width)
+    return refuse(b, "%s is slot %d, %d wide; %lld is needed", field, slot, b->e->slots[slot].width, (long long)width);
+  return true;
+}
+
+static const rt_matrix *matrix_of(const binding *b, const char *field, int32_t weight, int32_t k) {
+  if (weight < 0 || weight >= b->e->n_weights) {
+    refuse(b, "%s is weight %d; the plan has %d", field, weight, b->e->n_weights);
+    return NULL;
+  }
+  const rt_matrix *m = &b->e->weights[weight];
+  if (m->k == 0) refuse(b, "%s is weight %d, a vector; a matrix is needed", field, weight);
+  else if (m->k != k) refuse(b, "%s is weight %d, k = %d; %d is needed", field, weight, m->k, k);
+  else if (!b->e->k->linear[m->format] || !b->e->k->embed[m->format])
+    refuse(b, "%s is weight %d in %s, which instruction set %s cannot multiply", field, weight,
+           rt_format_table[m->format].name, b->e->k->name);
+  else return m;
+  return NULL;
+}
+
+/* true with *out NULL when the weight is none and may be. */
+static bool vector_of(const binding *b, const char *field, int32_t weight, int32_t n, bool needed, const float **out) {
+  *out = NULL;
+  if (weight == -1 && !needed) return true;
+  if (weight < 0 || weight >= b->e->n_weights) return refuse(b, "%s is weight %d; the plan has %d", field, weight, b->e->n_weights);
+  const rt_matrix *m = &b->e->weights[weight];
+  if (m->k != 0) return refuse(b, "%s is weight %d, a matrix; a vector is needed", field, weight);
+  if (m->rows != n) return refuse(b, "%s is weight %d with %d numbers; %d are needed", field, weight, m->rows, n);
+  *out = m->values;
+  return true;
+}
+
+/* ---- ops ---- */
+
+static bool add_part(const binding *b, rt_linear *l, const char *field, int32_t weight, const char *bias_field, int32_t bias,
+                     int32_t *width) {
+  const rt_matrix *m = matrix_of(b, field, weight, l->k);
+  const float *values;
+  if (!m || !vector_of(b, bias_field, bias, m->rows, false, &values)) return false;
+  if (*width > ROWS_MOST - m->rows) return refuse(b, "more than %d outputs", ROWS_MOST);
+  l->parts[l->n_parts++] = (struct rt_part){.matrix = m, .bias = values, .first_group = l->groups, .offset = *width};
+  l->groups += m->groups;
+  *width += m->rows;
+  return true;
+}
+
+static bool input_of(const binding *b, rt_linear *l, int32_t x, int32_t out) {
+  if (!slot_index(b, "x", x, 0)) return false;
+  if (x == out) return refuse(b, "it reads and writes slot %d", x);
+  l->x = x, l->out = out, l->k = b->e->slots[x].width;
+  return true;
+}
+
+static bool bind_embed(const binding *b, rt_bound *o) {
+  const rt_op_embed *f = &o->f.embed;
+  if (!slot_index(b, "out", f->out, 0) || !finite_field(b, "scale", f->scale)) return false;
+  const rt_matrix *m = matrix_of(b, "weight", f->weight, b->e->slots[f->out].width);
+  if (!m) return false;
+  if (m->rows < b->e->vocab) return refuse(b, "weight has %d rows; the vocabulary has %d tokens", m->rows, b->e->vocab);
+  if (m->k != b->e->width) return refuse(b, "rows are %d wide; the plan says %d", m->k, b->e->width);
+  return true;
+}
+
+static bool bind_norm_linear(const binding *b, rt_bound *o) {
+  const rt_op_norm_linear *f = &o->f.norm_linear;
+  rt_linear *l = &o->linear;
+  const char *const names[2][3] = {{"w0", "w1", "w2"}, {"b0", "b1", "b2"}};
+  const int32_t weights[3] = {f->w0, f->w1, f->w2}, biases[3] = {f->b0, f->b1, f->b2};
+  int32_t width = 0;
+  *l = (rt_linear){.finish = RT_STORE, .norm_kind = f->norm_kind, .eps = f->eps};
+  if (!input_of(b, l, f->x, f->out) || !finite_field(b, "eps", f->eps)) return false;
+  if (f->norm_kind != 0 && f->norm_kind != 1) return refuse(b, "norm_kind is %d; it must be 0 or 1", f->norm_kind);
+  if (!vector_of(b, "norm", f->norm, l->k, true, &l->norm) || !vector_of(b, "norm_bias", f->norm_bias, l->k, false, &l->norm_bias))
+    return false;
+  for (int i = 0; i < 3; i++)
+    if ((i == 0 || weights[i] != -1) && !add_part(b, l, names[0][i], weights[i], names[1][i], biases[i], &width)) return false;
+  return slot_of(b, "out", f->out, width, 0);
+}
+
+static bool bind_plain(const binding *b, rt_bound *o, enum rt_finish finish, int32_t x, int32_t out, int32_t weight, int32_t bias,
+                       float scale) {
+  int32_t width = 0;
+  o->linear = (rt_linear){.finish = finish, .scale = scale};
+  return input_of(b, &o->linear, x, out) && finite_field(b, "scale", scale) &&
+         add_part(b, &o->linear, "weight", weight, "bias", bias, &width) && slot_of(b, "out", out, width, 0);
+}
+
+static bool bind_gated(const binding *b, rt_bound *o) {
+  const rt_op_gated *f = &o->f.gated;
+  rt_linear *l = &o->linear;
+  int32_t width = 0;
+  *l = (rt_linear){.finish = RT_GATE, .activation = f->activation, .eps = f->eps};
+  if (f->activation < 0 || f->activation > 2) return refuse(b, "activation is %d; it must be 0 to 2", f->activation);
+  if (!input_of(b, l, f->x, f->out) || !finite_field(b, "eps", f->eps)) return false;
+  if (!vector_of(b, "norm", f->norm, l->k, false, &l->norm) || !add_part(b, l, "gate", f->gate, "bias", -1, &width)) return false;
+  if (!(l->up = matrix_of(b, "up", f->up, l->k))) return false;
+  if (l->up->rows != width) return refuse(b, "gate has %d rows and up %d; they must agree", width, l->up->rows);
+  return slot_of(b, "out", f->out, width, 0);
+}
+
+static bool bind_logits(const binding *b, rt_bound *o) {
+  const rt_op_logits *f = &o->f.logits;
+  rt_linear *l = &o->linear;
+  int32_t width = 0;
+  *l = (rt_linear){.finish = RT_CAP, .flagged = 1, .eps = f->eps, .scale = f->scale, .softcap = f->softcap};
+  if (!input_of(b, l, f->x, f->out) || !finite_field(b, "eps", f->eps) || !finite_field(b, "scale", f->scale) ||
+      !finite_field(b, "softcap", f->softcap) || !vector_of(b, "norm", f->norm, l->k, true, &l->norm) ||
+      !add_part(b, l, "weight", f->weight, "bias", -1, &width))
+    return false;
+  return slot_of(b, "out", f->out, width, 1);
+}
+
+static const rt_cache *cache_of(const binding *b, int32_t group, int32_t layer, int32_t heads) {
+  if (group < 0 || group >= b->e->n_groups) {
+    refuse(b, "group is %d; the plan has %d", group, b->e->n_groups);
+    return NULL;
+  }
+  const rt_cache *c = &b->e->groups[group];
+  if (layer < 0 || layer >= c->layers) refuse(b, "layer is %d; its cache group has %d", layer, c->layers);
+  else if (heads < 1 || heads > HEADS_MOST || heads % c->kv_heads)
+    refuse(b, "heads is %d; it must be 1 to %d, a multiple of %d key-value heads", heads, HEADS_MOST, c->kv_heads);
+  else return c;
+  return NULL;
+}
+
+static bool bind_rope_kv(const binding *b, rt_bound *o) {
+  const rt_op_rope_kv *f = &o->f.rope_kv;
+  const rt_cache *c = cache_of(b, f->group, f->layer, f->heads);
+  const float *norm;
+  if (!c || !slot_of(b, "qkv", f->qkv, ((int64_t)f->heads + 2 * c->kv_heads) * c->head_dim, 0) || !finite_field(b, "eps", f->eps))
+    return false;
+  if (!vector_of(b, "q_norm", f->q_norm, c->head_dim, false, &norm) || !vector_of(b, "k_norm", f->k_norm, c->head_dim, false, &norm))
+    return false;
+  if (f->rope < -1 || f->rope >= b->e->n_ropes) return refuse(b, "rope is %d; the plan has %d", f->rope, b->e->n_ropes);
+  if (f->rope >= 0 && 2 * b->e->ropes[f->rope].pairs > c->head_dim)
+    return refuse(b, "rope %d turns %d pairs; a head has %d numbers", f->rope, b->e->ropes[f->rope].pairs, c->head_dim);
+  return true;
+}
+
+static bool bind_attention(const binding *b, rt_bound *o) {
+  const rt_op_attention *f = &o->f.attention;
+  const rt_cache *c = cache_of(b, f->group, f->layer, f->heads);
+  const float *sinks;
+  if (!c || !slot_of(b, "qkv", f->qkv, ((int64_t)f->heads + 2 * c->kv_heads) * c->head_dim, 0) ||
+      !slot_of(b, "out", f->out, (int64_t)f->heads * c->head_dim, 0) || !vector_of(b, "sinks", f->sinks, f->heads, false, &sinks) ||
+      !finite_field(b, "scale", f->scale) || !finite_field(b, "softcap", f->softcap))
+    return false;
+  if (f->qkv == f->out) return refuse(b, "it reads and writes slot %d", f->out);
+  if (f->window < 0) return refuse(b, "window is %d; it must be 0 or more", f->window);
+  return true;
+}
+
+static bool bind_op(binding *b, int32_t i) {
+  rt_bound *o = &b->e->ops[i];
+  const rt_op *op = &b->plan->ops[i];
+  b->op = i;
+  if (!range(b->st, "an op's kind", op->kind, 0, RT_OPS - 1)) return false;
+  o->kind = (enum rt_op_kind)op->kind;
+  memcpy(o->f.words, op->words, sizeof o->f.words);
+  switch (o->kind) {
+    case RT_OP_EMBED: return bind_embed(b, o);
+    case RT_OP_NORM_LINEAR: return bind_norm_linear(b, o);
+    case RT_OP_LINEAR: return bind_plain(b, o, RT_STORE, o->f.linear.x, o->f.linear.out, o->f.linear.weight, o->f.linear.bias, 1.0f);
+    case RT_OP_LINEAR_ADD:
+      return bind_plain(b, o, RT_ADD, o->f.linear_add.x, o->f.linear_add.out, o->f.linear_add.weight, o->f.linear_add.bias,
+                        o->f.linear_add.scale);
+    case RT_OP_GATED: return bind_gated(b, o);
+    case RT_OP_ROPE_KV: return bind_rope_kv(b, o);
+    case RT_OP_ATTENTION: return bind_attention(b, o);
+    case RT_OP_LOGITS: return bind_logits(b, o);
+    case RT_OP_SAMPLE: return slot_of(b, "logits", o->f.sample.logits, b->e->vocab, 1);
+    case RT_OPS: break;
+  }
+  return refuse(b, "no such op");
+}
+
+/* ---- what ops share ---- */
+
+/* Vectors and frequencies are small: they become the engine's own. */
+static void *copied(const void *from, size_t bytes) {
+  void *to = aligned_alloc(64, rt_round_up(bytes, 64));
+  return to ? memcpy(to, from, bytes) : NULL;
+}
+
+static bool bind_weight(const binding *b, int32_t i) {
+  const rt_weight *w = &b->plan->weights[i];
+  rt_matrix *m = &b->e->weights[i];
+  rt_status *st = b->st;
+  const uint8_t *given = w->packed ? w->packed : w->blocks;
+  size_t need;
+  if (!given) return rt_fail(st, RT_INVALID, "weight %d has no bytes", i), false;
+  if (w->rows < 1 || w->rows > ROWS_MOST || w->k < 0 || w->k > ROWS_MOST || w->format < 0 || w->format >= RT_FORMATS)
+    return rt_fail(st, RT_INVALID, "weight %d is %d x %d in format %d; rows and k must be at most %d and the format below %d", i,
+                   w->rows, w->k, w->format, ROWS_MOST, (int)RT_FORMATS), false;
+  if (w->k == 0) need = (size_t)w->rows * sizeof(float);
+  else need = (w->packed ? rt_packed_bytes : rt_file_bytes)((rt_format)w->format, (uint64_t)w->rows, (uint64_t)w->k);
+  if (need == 0 || need != w->bytes)
+    return rt_fail(st, RT_INVALID, "weight %d is %d x %d in %s: %zu bytes are needed, %zu given", i, w->rows, w->k,
+                   rt_format_table[w->format].name, need, w->bytes), false;
+  if ((w->k == 0 || w->packed) && (uintptr_t)given % (w->k ? 64 : sizeof(float)))
+    return rt_fail(st, RT_INVALID, "weight %d is not aligned to %d bytes", i, w->k ? 64 : 4), false;
+  if (w->k == 0 && !w->packed) return rt_fail(st, RT_INVALID, "weight %d is a vector; give it as `packed`", i), false;
+  *m = (rt_matrix){.format = (rt_format)w->format, .rows = w->rows, .k = w->k, .packed = w->packed, .blocks = w->blocks};
+  if (w->k != 0) {
+    m->groups = (w->rows + RT_GROUP - 1) / RT_GROUP;
+    m->group_bytes = rt_group_bytes(m->format, (uint64_t)w->k);
+  } else if (!(m->values = copied(w->packed, w->bytes))) {
+    return rt_fail(st, RT_NO_MEMORY, "no memory for weight %d", i), false;
+  }
+  return true;
+}
+
+static bool bind_group(const binding *b, int32_t i) {
+  const rt_group *g = &b->plan->groups[i];
+  rt_cache *c = &b->e->groups[i];
+  rt_status *st = b->st;
+  if (!range(st, "a cache group's layers", g->layers, 1, LAYERS_MOST) || !range(st, "kv_heads", g->kv_heads, 1, HEADS_MOST) ||
+      !range(st, "head_dim", g->head_dim, 1, HEAD_DIM_MOST) || !range(st, "pages", g->pages, 1, PAGES_MOST) ||
+      !range(st, "k_format", g->k_format, 0, RT_FORMATS - 1) || !range(st, "v_format", g->v_format, 0, RT_FORMATS - 1))
+    return false;
+  *c = (rt_cache){.layers = g->layers, .kv_heads = g->kv_heads, .head_dim = g->head_dim, .pages = g->pages,
+                  .k_format = (rt_format)g->k_format, .v_format = (rt_format)g->v_format};
+  if (!b->e->k->store_k[c->k_format] || !b->e->k->store_v[c->v_format])
+    return rt_fail(st, RT_INVALID, "a cache in %s and %s is not supported; known: F16, F32", rt_format_table[c->k_format].name,
+                   rt_format_table[c->v_format].name), false;
+  size_t plane = (size_t)RT_PAGE * (size_t)c->head_dim;
+  c->k_bytes = plane * rt_format_table[c->k_format].block_bytes;
+  c->head_bytes = c->k_bytes + plane * rt_format_table[c->v_format].block_bytes;
+  c->layer_bytes = c->head_bytes * (size_t)c->kv_heads;
+  c->page_bytes = c->layer_bytes * (size_t)c->layers;
+  uint64_t all;
+  if (!rt_mul(c->page_bytes, (uint64_t)c->pages, &all) || all > SIZE_MAX / 4)
+    return rt_fail(st, RT_NO_MEMORY, "a cache of %d pages of %zu bytes does not fit memory", c->pages, c->page_bytes), false;
+  if (rt_region_make((size_t)all, &c->memory, st) != RT_OK)
+    return rt_fail(st, RT_NO_MEMORY, "no memory for a cache of %zu MB (%d pages of %d tokens); ask for fewer pages",
+                   (size_t)all >> 20, c->pages, RT_PAGE), false;
+  return true;
+}
+
+static bool bind_rope(const binding *b, int32_t i) {
+  const rt_rope *r = &b->plan->ropes[i];
+  if (!range(b->st, "a rope's pairs", r->pairs, 1, HEAD_DIM_MOST / 2)) return false;
+  bool finite = isfinite(r->mscale);
+  for (int32_t p = 0; p < r->pairs; p++) finite = finite && isfinite(r->inv_freq[p]);
+  if (!finite) return rt_fail(b->st, RT_BAD_FILE, "rope %d has a frequency or scale that is not finite", i), false;
+  const double *own = copied(r->inv_freq, (size_t)r->pairs * sizeof *own);
+  if (!own) return rt_fail(b->st, RT_NO_MEMORY, "no memory for rope %d", i), false;
+  b->e->ropes[i] = (rt_rotation){.inv_freq = own, .pairs = r->pairs, .interleaved = r->interleaved != 0, .mscale = r->mscale};
+  return true;
+}
+
+static bool bind_slot(const binding *b, int32_t i) {
+  const rt_slot *s = &b->plan->slots[i];
+  if (!range(b->st, "a slot's width", s->width, 1, ROWS_MOST)) return false;
+  b->e->slots[i] = (rt_activations){.width = s->width, .per_row = s->per_row != 0};
+  return true;
+}
+
+/* ---- memory ---- */
+
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+static void measure(rt_engine *e) {
+  int32_t pages = 0;
+  for (int32_t g = 0; g < e->n_groups; g++) pages = e->groups[g].pages > pages ? e->groups[g].pages : pages;
+  e->splits = (pages + RT_SPLIT - 1) / RT_SPLIT;
+  for (int32_t i = 0; i < e->n_ops; i++) {
+    const rt_bound *o = &e->ops[i];
+    const rt_linear *l = &o->linear;
+    if (o->kind == RT_OP_ATTENTION) {
+      const rt_cache *c = &e->groups[o->f.attention.group];
+      int32_t share = o->f.attention.heads / c->kv_heads, floats = share * c->head_dim;
+      e->share = share > e->share ? share : e->share;
+      e->partial_floats = floats > e->partial_floats ? floats : e->partial_floats;
+    }
+    if (l->n_parts) {
+      size_t one = rt_act_bytes(l->k);
+      e->acts_bytes = larger(e->acts_bytes, one * (size_t)(l->flagged ? e->limits.max_rows : e->limits.max_tokens));
+      e->fused_bytes = larger(e->fused_bytes, one * RT_FUSED);
+      for (int p = 0; p < l->n_parts; p++) e->group_bytes = larger(e->group_bytes, l->parts[p].matrix->group_bytes);
+      if (l->up) e->group_bytes = larger(e->group_bytes, l->up->group_bytes);
+    } else if (o->kind == RT_OP_EMBED) {
+      e->group_bytes = larger(e->group_bytes, e->weights[o->f.embed.weight].group_bytes);
+    }
+  }
+}
+
+/* Counts first (region.base NULL), then hands out: one list of everything the engine owns. */
+typedef struct taker { rt_region *region; uint64_t used; bool fits; } taker;
+
+static void *take(taker *t, uint64_t count, uint64_t size) {
+  uint64_t bytes = 0;
+  t->fits = t->fits && rt_mul(count, size, &bytes) && rt_add(t->used, rt_round_up(bytes, 64), &t->used) && t->used < SIZE_MAX / 4;
+  return t->region->base ? rt_region_take(t->region, bytes) : NULL;
+}
+
+static void lay_out_thread(rt_engine *e, taker *t, rt_scratch *into) {
+  uint64_t shares = (uint64_t)e->splits * (uint64_t)e->share;
+  rt_scratch s = {.op = -1};
+  s.acts = take(t, e->fused_bytes, 1);
+  s.y = take(t, RT_LINE_FLOATS, sizeof(float));
+  s.y2 = take(t, RT_LINE_FLOATS, sizeof(float));
+  s.group = take(t, e->group_bytes, 1);
+  s.partial = take(t, (uint64_t)e->splits * (uint64_t)e->partial_floats, sizeof(float));
+  s.max = take(t, shares, sizeof(float));
+  s.sum = take(t, shares, sizeof(float));
+  s.sample = take(t, rt_sample_bytes(e->vocab), 1);
+  take(t, 128, 1); /* neighbours' lines stay apart */
+  if (t->region->base) *into = s;
+}
+
+static void lay_out_step(rt_engine *e, taker *t) {
+  rt_step *s = &e->step;
+  uint64_t tokens = (uint64_t)e->limits.max_tokens, seqs = (uint64_t)e->limits.max_seqs;
+  s->tokens = take(t, tokens, sizeof *s->tokens);
+  s->runs = take(t, tokens, sizeof *s->runs);
+  s->block_starts = take(t, seqs + 1, sizeof *s->block_starts);
+  for (int32_t g = 0; g < e->n_groups; g++) {
+    s->blocks[g] = take(t, seqs * (uint64_t)e->groups[g].pages, sizeof **s->blocks);
+    s->tails[g] = take(t, seqs * RT_PAGE, sizeof **s->tails);
+  }
+}
+
+static void lay_out(rt_engine *e, taker *t) {
+  uint64_t tokens = (uint64_t)e->limits.max_tokens, rows = (uint64_t)e->limits.max_rows;
+  uint64_t shared = (uint64_t)RT_SPLIT_UNITS * (uint64_t)e->splits;
+  for (int32_t i = 0; i < e->n_slots; i++)
+    e->slots[i].data = take(t, (e->slots[i].per_row ? rows : tokens) * (uint64_t)e->slots[i].width, sizeof(float));
+  for (int32_t i = 0; i < e->n_ropes; i++) {
+    e->ropes[i].cos = take(t, tokens * (uint64_t)e->ropes[i].pairs, sizeof(float));
+    e->ropes[i].sin = take(t, tokens * (uint64_t)e->ropes[i].pairs, sizeof(float));
+  }
+  for (int32_t g = 0; g < e->n_groups; g++) {
+    e->groups[g].positions = take(t, (uint64_t)e->groups[g].pages * RT_PAGE, sizeof(int32_t));
+    e->groups[g].writer = take(t, (uint64_t)e->groups[g].pages, sizeof(uint32_t));
+  }
+  e->sampled = take(t, rows, sizeof *e->sampled);
+  e->acts = take(t, e->acts_bytes, 1);
+  e->partial = take(t, shared * (uint64_t)e->partial_floats, sizeof(float));
+  e->max = take(t, shared * (uint64_t)e->share, sizeof(float));
+  e->sum = take(t, shared * (uint64_t)e->share, sizeof(float));
+  lay_out_step(e, t);
+  for (int32_t i = 0; i < e->limits.threads; i++) lay_out_thread(e, t, &e->scratch[i]);
+}
+
+static rt_code allocate(rt_engine *e, rt_status *st) {
+  taker counting = {.region = &e->memory, .fits = true};
+  lay_out(e, &counting);
+  if (!counting.fits || rt_region_make((size_t)counting.used, &e->memory, st) != RT_OK)
+    return rt_fail(st, RT_NO_MEMORY, "no memory for the activations of %d tokens (%llu MB); lower max_tokens or max_rows",
+                   e->limits.max_tokens, (unsigned long long)(counting.used >> 20));
+  taker handing = {.region = &e->memory, .fits = true};
+  lay_out(e, &handing);
+  for (int32_t g = 0; g < e->n_groups; g++)
+    memset(e->groups[g].positions, 0xff, (size_t)e->groups[g].pages * RT_PAGE * sizeof(int32_t));
+  return RT_OK;
+}
+
+/* ---- the engine ---- */
+
+static bool check_limits(const rt_plan *p, const rt_limits *l, rt_status *st) {
+  return range(st, "ops", p->n_ops, 1, OPS_MOST) && range(st, "slots", p->n_slots, 0, SLOTS_MOST) &&
+         range(st, "weights", p->n_weights, 0, WEIGHTS_MOST) && range(st, "cache groups", p->n_groups, 0, GROUPS_MOST) &&
+         range(st, "ropes", p->n_ropes, 0, ROPES_MOST) && range(st, "vocab", p->vocab, 1, ROWS_MOST) &&
+         range(st, "width", p->width, 1, ROWS_MOST) && range(st, "max_tokens", l->max_tokens, 1, TOKENS_MOST) &&
+         range(st, "max_rows", l->max_rows, 1, TOKENS_MOST) && range(st, "max_seqs", l->max_seqs, 1, TOKENS_MOST) &&
+         range(st, "histories", l->histories, 0, HISTORIES_MOST) && range(st, "threads", l->threads, 1, RT_THREADS_MAX) &&
+         range(st, "pool", l->pool, 0, 1);
+}
+
+static rt_code choose_kernels(rt_engine *e, rt_status *st) {
+  char missing[RT_MISSING_BYTES];
+  int32_t isa = e->limits.isa;
+  if (!rt_isa_name(isa)) return rt_fail(st, RT_INVALID, "isa is %d; it must be 0 to %d", isa, rt_isa_count() - 1);
+  e->k = rt_isa_kernels(isa);
+  if (*rt_isa_missing(isa, missing))
+    return rt_fail(st, RT_INVALID, "instruction set %s cannot run on this CPU, which lacks %s", rt_isa_name(isa), missing);
+  return e->k ? RT_OK : rt_fail(st, RT_INVALID, "instruction set %s is not part of this build", rt_isa_name(isa));
+}
+
+static bool make_lists(rt_engine *e, const rt_plan *p) {
+  e->n_ops = p->n_ops, e->n_slots = p->n_slots, e->n_weights = p->n_weights, e->n_groups = p->n_groups, e->n_ropes = p->n_ropes;
+  e->vocab = p->vocab, e->width = p->width;
+  e->ops = calloc((size_t)e->n_ops, sizeof *e->ops);
+  e->slots = calloc((size_t)e->n_slots + 1, sizeof *e->slots);
+  e->weights = calloc((size_t)e->n_weights + 1, sizeof *e->weights);
+  e->groups = calloc((size_t)e->n_groups + 1, sizeof *e->groups);
+  e->ropes = calloc((size_t)e->n_ropes + 1, sizeof *e->ropes);
+  e->scratch = calloc((size_t)e->limits.threads, sizeof *e->scratch);
+  e->histories = calloc((size_t)e->limits.histories + 1, sizeof *e->histories);
+  e->step.blocks = calloc((size_t)e->n_groups + 1, sizeof *e->step.blocks);
+  e->step.tails = calloc((size_t)e->n_groups + 1, sizeof *e->step.tails);
+  return e->ops && e->slots && e->weights && e->groups && e->ropes && e->scratch && e->histories && e->step.blocks && e->step.tails;
+}
+
+static rt_code bind(rt_engine *e, const rt_plan *plan, rt_status *st) {
+  binding b = {.e = e, .plan = plan, .st = st};
+  if (choose_kernels(e, st) != RT_OK) return st->code;
+  for (int32_t i = 0; i < e->n_slots; i++) if (!bind_slot(&b, i)) return st->code;
+  for (int32_t i = 0; i < e->n_weights; i++) if (!bind_weight(&b, i)) return st->code;
+  for (int32_t i = 0; i < e->n_ropes; i++) if (!bind_rope(&b, i)) return st->code;
+  for (int32_t i = 0; i < e->n_groups; i++) if (!bind_group(&b, i)) return st->code;
+  for (int32_t i = 0; i < e->n_ops; i++) if (!bind_op(&b, i)) return st->code;
+  measure(e);
+  if (allocate(e, st) != RT_OK) return st->code;
+  return rt_pool_new(e->limits.threads, (enum rt_pool_kind)e->limits.pool, &e->pool, st);
+}
+
+rt_code rt_engine_new(const rt_plan *plan, const rt_limits *limits, rt_engine **out, rt_status *st) {
+  *out = NULL;
+  st->code = RT_OK;
+  if (!check_limits(plan, limits, st)) return st->code;
+  rt_engine *e = calloc(1, sizeof *e);
+  if (!e) return rt_fail(st, RT_NO_MEMORY, "no memory for an engine");
+  e->limits = *limits;
+  rt_code code = make_lists(e, plan) ? bind(e, plan, st) : rt_fail(st, RT_NO_MEMORY, "no memory for a plan of %d ops", plan->n_ops);
+  if (code == RT_OK) *out = e;
+  else rt_engine_free(e);
+  return code;
+}
+
+void rt_engine_free(rt_engine *e) {
+  if (!e) return;
+  rt_pool_free(e->pool);
+  for (int32_t i = 0; e->weights && i < e->n_weights; i++)
+    if (e->weights[i].k == 0) free((void *)(uintptr_t)e->weights[i].values);
+  for (int32_t i = 0; e->ropes && i < e->n_ropes; i++) free((void *)(uintptr_t)e->ropes[i].inv_freq);
+  for (int32_t i = 0; e->groups && i < e->n_groups; i++) rt_region_free(&e->groups[i].memory);
+  for (int32_t i = 0; e->histories && i < e->limits.histories; i++) rt_history_free(&e->histories[i]);
+  void *lists[] = {e->ops, e->slots, e->weights, e->groups, e->ropes, e->scratch, e->histories, e->step.blocks, e->step.tails};
+  for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) free(lists[i]);
+  rt_region_free(&e->memory);
+  free(e);
+}
+
+/* ---- what others look at between steps ---- */
+
+float *rt_engine_slot(rt_engine *e, int32_t slot) { return slot >= 0 && slot < e->n_slots ? e->slots[slot].data : NULL; }
+
+const rt_sampled *rt_engine_sampled(rt_engine *e) { return e->sampled; }
+
+uint8_t *rt_engine_page(rt_engine *e, int32_t group, int32_t page, size_t *bytes) {
+  if (group < 0 || group >= e->n_groups || page < 0 || page >= e->groups[group].pages) return NULL;
+  *bytes = e->groups[group].page_bytes;
+  return e->groups[group].memory.base + (size_t)page * e->groups[group].page_bytes;
+}
+
+rt_code rt_engine_copy_page(rt_engine *e, int32_t group, int32_t from, int32_t to, rt_status *st) {
+  if (!range(st, "group", group, 0, e->n_groups - 1) || !range(st, "source page", from, 0, e->groups[group].pages - 1) ||
+      !range(st, "target page", to, 0, e->groups[group].pages - 1))
+    return st->code;
+  size_t bytes;
+  rt_cache *c = &e->groups[group];
+  if (from == to) return RT_OK;
+  memcpy(rt_engine_page(e, group, to, &bytes), rt_engine_page(e, group, from, &bytes), c->page_bytes);
+  memcpy(c->positions + (size_t)to * RT_PAGE, c->positions + (size_t)from * RT_PAGE, RT_PAGE * sizeof(int32_t));
+  return RT_OK;
+}
+
+rt_code rt_history_reset(rt_engine *e, int32_t history, rt_status *st) { return rt_history_truncate(e, history, 0, st); }
+
+rt_code rt_history_extend(rt_engine *e, int32_t history, const int32_t *tokens, int32_t n, int32_t generated, rt_status *st) {
+  if (!range(st, "history", history, 0, e->limits.histories - 1)) return st->code;
+  return rt_history_append(&e->histories[history], tokens, n, generated, e->vocab, st);
+}
+
+rt_code rt_history_truncate(rt_engine *e, int32_t history, int32_t length, rt_status *st) {
+  if (!range(st, "history", history, 0, e->limits.histories - 1) ||
+      !range(st, "length", length, 0, e->histories[history].length))
+    return st->code;
+  e->histories[history].length = length;
+  return RT_OK;
+}

@@ -1,6 +1,0 @@
-"""`python -m pyruntime` is the `pyruntime` command."""
-import sys
-
-from .cli import main
-
-sys.exit(main())

@@ -1,0 +1,92 @@
+"""What this process may use of the machine: CPUs, instruction sets, kinds of thread pool. Each can be set in the environment."""
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+from ._core import _engine
+from .errors import FieldInvalid
+
+THREADS_MAX = 1024
+POOLS = ("own", "openmp")
+
+
+def threads(asked: int | None = None) -> int:
+    """`asked`, else PYRUNTIME_THREADS, else the CPUs this process may use (affinity and control group). FieldInvalid: not 1 to 1024."""
+    name, value = "threads", str(asked)
+    if asked is None:
+        name, value = "PYRUNTIME_THREADS", os.environ.get("PYRUNTIME_THREADS", "")
+        if not value:
+            return cpus()
+    if not value.isdecimal() or not 1 <= int(value) <= THREADS_MAX:
+        raise FieldInvalid(f"{name} is '{value}'; it must be a whole number, 1 to {THREADS_MAX}", field="threads")
+    return int(value)
+
+
+def cpus() -> int:
+    """CPUs this process may use: its affinity, and its control group's quota rounded up."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, math.ceil(quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))), THREADS_MAX))
+
+
+def quota(membership: Path, root: Path) -> float:
+    """CPUs of time the tightest control group around this process grants, version 1 or 2; infinity when none limits it."""
+    try:
+        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    except OSError:
+        return math.inf
+    least = math.inf
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if not controllers:
+            least = min(least, *(_unified(folder) for folder in _around(root, path)))
+        elif "cpu" in controllers.split(","):
+            for base in (root / controllers, root / "cpu"):
+                least = min(least, *(_classic(folder) for folder in _around(base, path)))
+    return least
+
+
+def _around(base: Path, path: str) -> list[Path]:
+    """A group's folder and those it stands in, down to `base` (which inside a container is the group itself)."""
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    return [base.joinpath(*parts[:n]) for n in range(len(parts), -1, -1)]
+
+
+def _unified(folder: Path) -> float:
+    try:
+        granted, period = (folder / "cpu.max").read_text().split()
+        return math.inf if granted == "max" else int(granted) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return math.inf
+
+
+def _classic(folder: Path) -> float:
+    try:
+        granted, period = (int((folder / f"cpu.cfs_{what}_us").read_text()) for what in ("quota", "period"))
+        return granted / period if granted > 0 else math.inf
+    except (OSError, ValueError, ZeroDivisionError):
+        return math.inf
+
+
+def isa(asked: str | None = None) -> str:
+    """`asked`, else PYRUNTIME_ISA, else the best set this machine can run. FieldInvalid: unknown, or it cannot run here."""
+    name = "isa" if asked is not None else "PYRUNTIME_ISA"
+    wanted = asked if asked is not None else os.environ.get("PYRUNTIME_ISA", "")
+    if not wanted:
+        return _engine.best_isa()
+    known = dict(_engine.isas())
+    if wanted not in known:
+        raise FieldInvalid(f"{name} is '{wanted}'; known: {', '.join(known)}", field="isa")
+    if known[wanted]:
+        raise FieldInvalid(f"{name} is '{wanted}', and this machine lacks {known[wanted]}; leave it out to take "
+                           f"{_engine.best_isa()}", field="isa")
+    return wanted
+
+
+def pool(asked: str | None = None) -> str:
+    """`asked`, else PYRUNTIME_POOL, else "own". FieldInvalid: not one of POOLS."""
+    name = "pool" if asked is not None else "PYRUNTIME_POOL"
+    wanted = (asked if asked is not None else os.environ.get("PYRUNTIME_POOL", "")) or "own"
+    if wanted not in POOLS:
+        raise FieldInvalid(f"{name} is '{wanted}'; known: {', '.join(POOLS)}", field="pool")
+    return wanted

@@ -1,0 +1,274 @@
+"""The native backend: whatever a batch looks like and however it is computed, a row's bits are the same."""
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reference_models import random_values, stored, tables_of
+
+from pyruntime import errors, machine
+from pyruntime._core import _engine
+from pyruntime.backends.native import NativeBackend
+from pyruntime.models import llama
+from pyruntime.plan import PAGE_TOKENS
+from pyruntime.types import Batch, greedy_rows
+
+ISAS = [name for name, missing in _engine.isas() if not missing]
+FORMATS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
+PAGES = 40
+FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@lru_cache(maxsize=16)
+def model(seed: int, low_memory: bool = False):
+    """A small model whose every number follows from the seed: plan and weights."""
+    rng = np.random.default_rng(seed)
+    kv_heads = int(rng.integers(1, 4))
+    share = int(rng.integers(1, 6))
+    head_dim = int(rng.choice([4, 16, 32, 40]))
+    unit = 32 // np.gcd(32, kv_heads * share * head_dim)  # quantized matrices need a k of whole blocks
+    heads = kv_heads * share * int(unit)
+    config = llama.tiny(
+        layers=int(rng.integers(1, 4)), width=32 * int(rng.integers(1, 5)), heads=heads, kv_heads=kv_heads, head_dim=head_dim,
+        hidden=32 * int(rng.integers(1, 6)), vocab=int(rng.integers(17, 260)), rope_dims=2 * int(rng.integers(1, head_dim // 2 + 1)),
+        rope_interleaved=bool(rng.integers(2)), tied=bool(rng.integers(2)), qkv_bias=bool(rng.integers(2)),
+        qk_norm=bool(rng.integers(2)), k_format=str(rng.choice(["f16", "f32"])), v_format=str(rng.choice(["f16", "f32"])))
+    plan = llama.plan(config)
+    formats = {w.name: str(rng.choice(FORMATS)) for w in plan.weights if w.k}
+    return plan, stored(plan, random_values(plan, seed), formats, low_memory=low_memory)
+
+
+def backend(seed: int = 0, *, low_memory: bool = False, **options) -> NativeBackend:
+    plan, weights = model(seed, low_memory)
+    return NativeBackend(plan, weights, **{"pages": PAGES, "max_tokens": 192, "max_rows": 192, "threads": 2, **options})
+
+
+def prompts(seed: int, count: int, longest: int, vocab: int) -> list[list[int]]:
+    rng = np.random.default_rng([seed, 77])
+    return [rng.integers(0, vocab, int(rng.integers(1, longest + 1))).tolist() for _ in range(count)]
+
+
+def whole(texts: list[list[int]], tables: list[list[int]]) -> Batch:
+    """Every token of every text in one batch, every row flagged."""
+    return Batch.build([(t, 0, 0) for t in texts], tables=[tables], rows=range(sum(map(len, texts))))
+
+
+def logits_of(engine: NativeBackend, batch: Batch) -> np.ndarray:
+    engine.run(batch)
+    return engine.slot("logits").copy()
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.array_equal(a.view(np.uint32), b.view(np.uint32))
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    for name in ("PYRUNTIME_THREADS", "PYRUNTIME_ISA", "PYRUNTIME_POOL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+# ---- a row's bits ----
+
+@FEW
+@given(st.integers(0, 30), st.integers(1, 5), st.data())
+def test_ranges_of_ops_compose(seed, count, data):
+    engine = backend(seed)
+    texts = prompts(seed, count, 30, engine.plan.vocab)
+    batch = whole(texts, tables_of([len(t) for t in texts], PAGES, np.random.default_rng(seed)))
+    expected = logits_of(engine, batch)
+    cut = data.draw(st.integers(0, len(engine.plan.ops)))
+    engine.run(batch, 0, cut)
+    engine.run(batch, cut)
+    assert same(expected, engine.slot("logits"))
+
+
+@FEW
+@given(st.integers(0, 30), st.integers(2, 6))
+def test_a_row_alone_is_the_row_in_a_batch(seed, count):
+    engine = backend(seed)
+    texts = prompts(seed, count, 25, engine.plan.vocab)
+    rng = np.random.default_rng(seed)
+    together = logits_of(engine, whole(texts, tables_of([len(t) for t in texts], PAGES, rng)))
+    alone = [logits_of(engine, whole([t], tables_of([len(t)], PAGES, rng))) for t in texts]
+    assert same(together, np.concatenate(alone))
+
+
+@FEW
+@given(st.integers(0, 30), st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(0, 3))
+def test_chunks_are_one_pass_and_token_by_token(seed, chunks, others):
+    engine = backend(seed)
+    vocab = engine.plan.vocab
+    rng = np.random.default_rng(seed)
+    text = rng.integers(0, vocab, sum(chunks)).tolist()[:190]
+    beside = prompts(seed + 1, others, 3, vocab)
+    tables = tables_of([len(text)] * 2 + [len(t) for t in beside], PAGES, rng)
+    expected = logits_of(engine, whole([text], tables[:1]))
+    got, done = [], 0
+    for size in chunks:
+        part = text[done:done + size]
+        if not part:
+            break
+        batch = Batch.build([(part, done, done)] + [(t, 0, 0) for t in beside], tables=[tables[1:2] + tables[2:]],
+                            rows=range(len(part)))
+        got.append(logits_of(engine, batch))
+        done += len(part)
+    assert same(expected, np.concatenate(got))
+    if len(text) <= 40:
+        single = [logits_of(engine, Batch.build([([t], i, i)], tables=[tables[:1]])) for i, t in enumerate(text)]
+        assert same(expected, np.concatenate(single))
+
+
+def test_long_contexts_split_the_same_way():
+    """More than one attention split: a chunk, single tokens, and many sequences at once agree."""
+    engine = backend(3, pages=120, max_tokens=600)
+    text = np.random.default_rng(5).integers(0, engine.plan.vocab, 590).tolist()
+    table = np.random.default_rng(6).permutation(120)[:37].tolist()
+    rows = list(range(580, 590))
+    engine.run(Batch.build([(text, 0, 0)], tables=[[table]], rows=rows))
+    expected = engine.slot("logits").copy()
+    for i, row in enumerate(rows):
+        engine.run(Batch.build([(text[row:row + 1], row, row)], tables=[[table]]))
+        assert same(expected[i:i + 1], engine.slot("logits"))
+    engine.run(Batch.build([(text[500:590], 500, 500)], tables=[[table]], rows=range(80, 90)))
+    assert same(expected, engine.slot("logits"))
+
+
+@FEW
+@given(st.integers(0, 30))
+def test_threads_pools_instruction_sets_and_low_memory_agree(seed):
+    plan, _ = model(seed)
+    texts = prompts(seed, 4, 40, plan.vocab)
+    batch = whole(texts, tables_of([len(t) for t in texts], PAGES, np.random.default_rng(seed)))
+    follow = Batch.build([([1], len(t), len(t)) for t in texts],
+                         tables=[tables_of([len(t) + 1 for t in texts], PAGES, np.random.default_rng(seed))])
+    expected: list[np.ndarray] = []
+    for options in ([{"threads": n, "pool": p} for n in (1, 2, 3, 4) for p in machine.POOLS] + [{"isa": isa} for isa in ISAS]
+                    + [{"low_memory": True}, {"low_memory": True, "isa": "scalar", "threads": 1}]):
+        engine = backend(seed, **options)
+        got = [logits_of(engine, batch), logits_of(engine, follow)]
+        expected = expected or got
+        assert all(same(a, b) for a, b in zip(expected, got, strict=True)), options
+        engine.close()
+
+
+def test_a_page_that_changes_hands_shows_nothing_of_its_past():
+    engine = backend(1, pages=2)
+    clean = backend(1, pages=2)
+    engine.run(Batch.build([([3] * 32, 0, 0)], tables=[[[0, 1]]]))
+    engine.slot("logits")[:] = np.nan
+    for page in range(2):
+        engine.page(0, page)[:] = 0xFF  # NaN in every format
+    batch = whole([[5, 6, 7]], [[1]])
+    assert same(logits_of(clean, batch), logits_of(engine, batch))
+
+
+def test_a_copied_page_goes_its_own_way():
+    engine = backend(2)
+    text = [1, 2, 3, 4, 5, 6]
+    engine.run(whole([text], [[7]]))
+    engine.copy_page(0, 7, 9)
+    engine.run(Batch.build([([8], 6, 6)], tables=[[[9]]]))
+    forked = engine.slot("logits").copy()
+    engine.run(Batch.build([([9], 6, 6)], tables=[[[7]]]))
+    engine.run(Batch.build([([8], 6, 6)], tables=[[[9]]]))
+    assert same(forked, engine.slot("logits"))
+    engine.run(whole([text + [8]], [[11]]))
+    assert same(forked, engine.slot("logits")[-1:])
+
+
+def test_flagging_fewer_rows_changes_no_row():
+    engine = backend(4)
+    text = list(range(12))
+    every = logits_of(engine, whole([text], [[0]]))
+    some = logits_of(engine, Batch.build([(text, 0, 0)], tables=[[[0]]], rows=[2, 2, 7, 11]))
+    assert same(every[[2, 2, 7, 11]], some)
+    engine.run(Batch.build([(text, 0, 0)], tables=[[[0]]], rows=[]))
+    assert engine.slot("logits").shape[0] == 0 and engine.sampled().shape == (0,)
+
+
+def test_embedding_rows_take_the_place_of_tokens():
+    engine = backend(6)
+    width = engine.plan.width
+    engine.run(whole([[4, 9]], [[0]]), 0, 1)
+    rows = engine.slot("x").copy()
+    expected = logits_of(engine, whole([[4, 9]], [[0]]))
+    batch = Batch.build([([-2, -1], 0, 0)], tables=[[[1]]], rows=[0, 1], embeddings=np.ascontiguousarray(rows[::-1]))
+    assert rows.shape == (2, width) and same(expected, logits_of(engine, batch))
+
+
+def test_a_weight_that_is_not_finite_is_reported():
+    plan, weights = model(7)
+    values = random_values(plan, 7)
+    values["output_norm.weight"][0] = np.nan
+    engine = NativeBackend(plan, stored(plan, values), pages=4, threads=1)
+    engine.run(whole([[1, 2]], [[0]]))
+    assert (engine.sampled()["flags"] & 1).all() and (engine.sampled()["token"] == -1).all()
+
+
+# ---- histories ----
+
+def test_penalties_read_the_history():
+    engine = backend(8, histories=3)
+    sampling = greedy_rows(1)
+    sampling["history"], sampling["frequency"] = 1, 100.0
+    best = []
+    for _ in range(4):
+        engine.run(Batch.build([([1, 2, 3], 0, 0)], tables=[[[0]]], sampling=sampling))
+        best.append(int(engine.sampled()["token"][0]))
+        engine.history_extend(1, [best[-1]], True)
+    assert len(set(best)) == 4
+    engine.history_truncate(1, 1)
+    engine.run(Batch.build([([1, 2, 3], 0, 0)], tables=[[[0]]], sampling=sampling))
+    assert int(engine.sampled()["token"][0]) == best[1]
+    engine.history_reset(1)
+    engine.run(Batch.build([([1, 2, 3], 0, 0)], tables=[[[0]]], sampling=sampling))
+    assert int(engine.sampled()["token"][0]) == best[0]
+
+
+@pytest.mark.parametrize("call", [
+    lambda e: e.history_reset(3), lambda e: e.history_reset(-1), lambda e: e.history_extend(0, [-1], False),
+    lambda e: e.history_extend(0, [10**6], True), lambda e: e.history_extend(7, [1], True), lambda e: e.history_truncate(0, 1),
+    lambda e: e.history_truncate(0, -1), lambda e: e.history_extend(0, [0.5], True), lambda e: e.copy_page(0, 0, PAGES),
+    lambda e: e.copy_page(1, 0, 0), lambda e: e.copy_page(0, -1, 0), lambda e: e.page(0, PAGES), lambda e: e.slot("nothing"),
+])
+def test_calls_outside_an_engine_are_refused(call):
+    with pytest.raises(errors.FieldInvalid):
+        call(backend(0, histories=3))
+
+
+# ---- life ----
+
+def test_a_closed_backend_says_so_and_its_views_stay_readable():
+    engine = backend(0)
+    engine.run(whole([[1, 2]], [[0]]))
+    logits = engine.slot("logits")
+    kept = logits.copy()
+    engine.close()
+    engine.close()
+    assert same(kept, logits)
+    for call in (lambda: engine.run(whole([[1]], [[0]])), engine.sampled, lambda: engine.slot("x"), lambda: engine.copy_page(0, 0, 1)):
+        with pytest.raises(errors.EngineFailed, match="closed"):
+            call()
+
+
+@pytest.mark.parametrize("pool", machine.POOLS)
+def test_a_forked_child_is_told_to_make_its_own(pool):
+    engine = backend(0, pool=pool)
+    batch = whole([[1, 2]], [[0]])
+    engine.run(batch)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            engine.run(batch)
+        except errors.EngineFailed as error:
+            code = 0 if "fork" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    engine.run(batch)
