@@ -10,6 +10,7 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_clib import build_clib
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 SANITIZE = os.environ.get("RT_SANITIZE", "")
@@ -22,7 +23,7 @@ if os.environ.get("RT_DEBUG"):
     FLAGS += ["-DRT_DEBUG=1"]
 
 OWN = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("RT_WERROR") else [])
-MODULES = ["_text", "_weights", "_kernels", "_engine"]
+MODULES = ["_text", "_weights", "_kernels", "_engine", "_limits"]
 # Data (.def, .inc) and headers: any change rebuilds, so that a stale object never hides an error.
 HEADERS = [str(p.relative_to(ROOT)) for ext in ("h", "inc", "def") for p in sorted((ROOT / "csrc").rglob(f"*.{ext}"))]
 SOURCES = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*.c"))]
@@ -50,7 +51,20 @@ class BuildLibrary(build_clib):
         super().build_libraries(libraries)
 
 
-library = ("rt", {
+class BuildModules(build_ext):
+    """build_ext that builds the library first, also when asked for alone, and the modules side by side."""
+
+    def initialize_options(self):
+        super().initialize_options()
+        self.parallel = os.cpu_count() or 1
+
+    def run(self):
+        self.run_command("build_clib")
+        super().run()
+
+
+# Not plain "rt": the system has a library of that name, and a missing one must not be taken for ours.
+library = ("pyruntime_rt", {
     "sources": SOURCES,
     "include_dirs": ["csrc"],
     "cflags": FLAGS + OWN,
@@ -74,5 +88,5 @@ extensions = [
 setup(
     libraries=[library],
     ext_modules=cythonize(extensions, language_level=3, build_dir="build/cython"),
-    cmdclass={"build_clib": BuildLibrary},
+    cmdclass={"build_clib": BuildLibrary, "build_ext": BuildModules},
 )

@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,13 @@ from pyruntime.weights.gguf_writer import Tensor, write_gguf
 
 CORPUS = Path(__file__).parent / "corpus" / "gguf"
 U32, U64 = struct.Struct("<I").pack, struct.Struct("<Q").pack
-MANY = [2**n + d for n in (8, 15, 16, 31, 32, 33, 48, 61, 62, 63) for d in (-1, 0, 1)] + [0, 1, 2, 2**64 - 32, 2**64 - 1]
+MANY = [2**n + d for n in (8, 15, 16, 31, 32, 33, 48, 61, 62, 63) for d in (-1, 0, 1)] + [
+    0,
+    1,
+    2,
+    2**64 - 32,
+    2**64 - 1,
+]
 
 
 def text(s: str) -> bytes:
@@ -43,10 +49,12 @@ def tensor(name: str, dims: list[int], kind: int, offset: int, n_dims: int | Non
     return text(name) + U32(len(dims) if n_dims is None else n_dims) + shape + U32(kind) + U64(offset)
 
 
-def gguf_file(fields: list[bytes] = [], tensors: list[bytes] = [], data: int = 0, *, n_fields: int | None = None,  # noqa: B006
-              n_tensors: int | None = None, version: int = 3) -> bytes:
+def gguf_file(fields: Sequence[bytes] = (), tensors: Sequence[bytes] = (), data: int = 0, *,
+              n_fields: int | None = None, n_tensors: int | None = None, version: int = 3) -> bytes:
     """A file from its parts, with `data` bytes behind the padded header; the two counts may lie."""
-    counts = U64(len(tensors) if n_tensors is None else n_tensors) + U64(len(fields) if n_fields is None else n_fields)
+    counts = U64(len(tensors) if n_tensors is None else n_tensors) + U64(
+        len(fields) if n_fields is None else n_fields
+    )
     header = b"GGUF" + U32(version) + counts + b"".join(fields) + b"".join(tensors)
     return header + bytes(-len(header) % 32 + data)
 
@@ -67,42 +75,62 @@ CASES: dict[str, tuple[bytes, str | None]] = {
     "ok-empty-array": (gguf_file([field("a", 9, U32(8) + U64(0))]), None),
     "bad-magic-only": (b"GGUF", "the file ends inside the version"),
     "bad-tensor-count-huge": (gguf_file(n_tensors=2**63), "byte 8: 9223372036854775808 tensors"),
-    "bad-tensor-count-wraps": (gguf_file(n_tensors=2**64 // 24 + 1), "tensors and 0 metadata fields in a file of 32 bytes"),
+    "bad-tensor-count-wraps": (gguf_file(n_tensors=2**64 // 24 + 1),
+        "tensors and 0 metadata fields in a file of 32 bytes"),
     "bad-field-count-huge": (gguf_file(n_fields=2**64 - 1), "18446744073709551615 metadata fields"),
     "bad-counts-beyond-the-file": (gguf_file(n_fields=60000), "60000 metadata fields in a file of 32 bytes"),
     "bad-key-length-wraps": (gguf_file([U64(2**64 - 1) + bytes(16)]), "a key of 18446744073709551615 bytes"),
     "bad-key-too-long": (gguf_file([field("k" * 65536, 4, U32(1))]), "a key of 65536 bytes, at most 65535"),
-    "bad-string-length-wraps": (gguf_file([field("a", 8, U64(2**64 - 8))]), "a string of 18446744073709551608 bytes"),
+    "bad-string-length-wraps": (gguf_file([field("a", 8, U64(2**64 - 8))]),
+        "a string of 18446744073709551608 bytes"),
     "bad-string-too-long": (gguf_file([field("a", 8, U64(1 << 20))]), "a string of 1048576 bytes"),
     "bad-value-type": (gguf_file([field("a", 13, U64(0))]), "a value of type 13"),
     "bad-array-type": (gguf_file([field("a", 9, U32(99) + U64(1))]), "an array of items of type 99"),
-    "bad-array-length-wraps": (gguf_file([field("a", 9, U32(10) + U64(2**61 + 1))]), "an array of 2305843009213693953 items"),
-    "bad-string-array-length": (gguf_file([field("a", 9, U32(8) + U64(2**62))]), "an array of 4611686018427387904 items"),
-    "bad-array-of-arrays-length": (gguf_file([field("a", 9, U32(9) + U64(2**63))]), "an array of 9223372036854775808 items"),
+    "bad-array-length-wraps": (gguf_file([field("a", 9, U32(10) + U64(2**61 + 1))]),
+        "an array of 2305843009213693953 items"),
+    "bad-string-array-length": (gguf_file([field("a", 9, U32(8) + U64(2**62))]),
+        "an array of 4611686018427387904 items"),
+    "bad-array-of-arrays-length": (gguf_file([field("a", 9, U32(9) + U64(2**63))]),
+        "an array of 9223372036854775808 items"),
     "bad-nested-too-deep": (gguf_file([field("a", 9, nested(6))]), "arrays nested deeper than 4"),
     "bad-nested-bomb": (gguf_file([field("a", 9, (U32(9) + U64(1)) * 5000)]), "arrays nested deeper than 4"),
     "bad-duplicate-key": (gguf_file([field("a", 4, U32(1)), field("b", 4, U32(1)), field("a", 4, U32(2))]),
                           "metadata field a is there twice"),
     "bad-alignment-zero": (gguf_file([field("general.alignment", 4, U32(0))]), "general.alignment is 0"),
     "bad-alignment-odd": (gguf_file([field("general.alignment", 4, U32(24))]), "general.alignment is 24"),
-    "bad-alignment-huge": (gguf_file([field("general.alignment", 4, U32(2**31))]), "general.alignment is 2147483648"),
-    "bad-alignment-type": (gguf_file([field("general.alignment", 8, text("32"))]), "general.alignment has type 8"),
+    "bad-alignment-huge": (gguf_file([field("general.alignment", 4, U32(2**31))]),
+        "general.alignment is 2147483648"),
+    "bad-alignment-type": (gguf_file([field("general.alignment", 8, text("32"))]),
+        "general.alignment has type 8"),
     "bad-five-dimensions": (gguf_file([], [tensor("t", [1] * 5, 0, 0)], 32), "tensor t has 5 dimensions"),
-    "bad-dimension-count-huge": (gguf_file([], [tensor("t", [1], 0, 0, n_dims=2**32 - 1)], 32), "has 4294967295 dimensions"),
-    "bad-shape-wraps": (gguf_file([], [tensor("t", [2**32, 2**32], 0, 0)], 64), "tensor t: its size does not fit in 64 bits"),
-    "bad-shape-wraps-to-small": (gguf_file([], [tensor("t", [2**62, 4, 1], 0, 0)], 64), "its size does not fit"),
-    "bad-blocks-wrap": (gguf_file([], [tensor("t", [2**63], 8, 0)], 64), "its size does not fit in 64 bits|but the file has"),
-    "bad-partial-block": (gguf_file([], [tensor("t", [33], 8, 0)], 64), "tensor t: rows of 33 are not whole blocks of 32"),
-    "bad-tensor-beyond-the-end": (gguf_file([], [tensor("t", [9], 0, 0)], 32), "tensor t: 36 bytes at byte 64, but the file has 96"),
-    "bad-offset-beyond-the-end": (gguf_file([], [tensor("t", [1], 0, 64)], 32), "tensor t: 4 bytes at byte 128"),
+    "bad-dimension-count-huge": (gguf_file([], [tensor("t", [1], 0, 0, n_dims=2**32 - 1)], 32),
+        "has 4294967295 dimensions"),
+    "bad-shape-wraps": (gguf_file([], [tensor("t", [2**32, 2**32], 0, 0)], 64),
+        "tensor t: its size does not fit in 64 bits"),
+    "bad-shape-wraps-to-small": (gguf_file([], [tensor("t", [2**62, 4, 1], 0, 0)], 64),
+        "its size does not fit"),
+    "bad-blocks-wrap": (gguf_file([], [tensor("t", [2**63], 8, 0)], 64),
+        "its size does not fit in 64 bits|but the file has"),
+    "bad-partial-block": (gguf_file([], [tensor("t", [33], 8, 0)], 64),
+        "tensor t: rows of 33 are not whole blocks of 32"),
+    "bad-tensor-beyond-the-end": (gguf_file([], [tensor("t", [9], 0, 0)], 32),
+        "tensor t: 36 bytes at byte 64, but the file has 96"),
+    "bad-offset-beyond-the-end": (gguf_file([], [tensor("t", [1], 0, 64)], 32),
+        "tensor t: 4 bytes at byte 128"),
     "bad-offset-wraps": (gguf_file([], [tensor("t", [1], 0, 2**64 - 32)], 32), "tensor t: 4 bytes at byte"),
-    "bad-offset-odd": (gguf_file([], [tensor("t", [1], 0, 4)], 32), "offset 4 is not a multiple of the alignment 32"),
-    "bad-unknown-type-outside": (gguf_file([], [tensor("t", [1], 4711, 2**40)], 32), "tensor t: 0 bytes at byte"),
-    "bad-overlap": (gguf_file([], [tensor("t", [16], 0, 0), tensor("u", [1], 0, 32)], 64), "tensor u overlaps tensor t"),
+    "bad-offset-odd": (gguf_file([], [tensor("t", [1], 0, 4)], 32),
+        "offset 4 is not a multiple of the alignment 32"),
+    "bad-unknown-type-outside": (gguf_file([], [tensor("t", [1], 4711, 2**40)], 32),
+        "tensor t: 0 bytes at byte"),
+    "bad-overlap": (gguf_file([], [tensor("t", [16], 0, 0), tensor("u", [1], 0, 32)], 64),
+        "tensor u overlaps tensor t"),
     "bad-same-place": (gguf_file([], [tensor("t", [1], 0, 0), tensor("u", [1], 0, 0)], 64), "overlaps"),
-    "bad-duplicate-tensor": (gguf_file([], [tensor("t", [1], 0, 0), tensor("t", [1], 0, 32)], 64), "tensor t is there twice"),
-    "bad-tensor-name-long": (gguf_file([], [tensor("t" * 1025, [1], 0, 0)], 32), "a tensor name of 1025 bytes, at most 1024"),
-    "bad-name-with-escapes": (gguf_file([], [tensor("t\x1b[2J\n", [33], 8, 0)], 64), r"tensor t\\x1b\[2J\\x0a: rows of 33"),
+    "bad-duplicate-tensor": (gguf_file([], [tensor("t", [1], 0, 0), tensor("t", [1], 0, 32)], 64),
+        "tensor t is there twice"),
+    "bad-tensor-name-long": (gguf_file([], [tensor("t" * 1025, [1], 0, 0)], 32),
+        "a tensor name of 1025 bytes, at most 1024"),
+    "bad-name-with-escapes": (gguf_file([], [tensor("t\x1b[2J\n", [33], 8, 0)], 64),
+        r"tensor t\\x1b\[2J\\x0a: rows of 33"),
 }
 
 
@@ -156,12 +184,28 @@ def test_the_corpus_holds_every_class() -> None:
 # ---- mutations of a valid file ----
 
 def valid_file(path: Path) -> bytes:
-    write_gguf(path, {
-        "general.architecture": "llama", "general.alignment": np.uint32(32), "n": 7, "x": 1.5, "yes": True, "big": 2**40,
-        "tokens": ["<s>", "a", "\u00e9", ""], "scores": np.arange(5, dtype=np.float32), "flags": np.array([True, False]),
-        "rows": [[1, 2], [3]], "words": [["a"], ["b", "c"]],
-    }, [Tensor("m", "Q8_0", (3, 64), np.zeros(204, np.uint8)), Tensor("v", "F32", (5,), np.zeros(20, np.uint8)),
-        Tensor("h", "F16", (2, 2, 3), np.zeros(24, np.uint8)), Tensor("q", "Q4_1", (1, 32), np.zeros(20, np.uint8))])
+    write_gguf(
+        path,
+        {
+            "general.architecture": "llama",
+            "general.alignment": np.uint32(32),
+            "n": 7,
+            "x": 1.5,
+            "yes": True,
+            "big": 2**40,
+            "tokens": ["<s>", "a", "\u00e9", ""],
+            "scores": np.arange(5, dtype=np.float32),
+            "flags": np.array([True, False]),
+            "rows": [[1, 2], [3]],
+            "words": [["a"], ["b", "c"]],
+        },
+        [
+            Tensor("m", "Q8_0", (3, 64), np.zeros(204, np.uint8)),
+            Tensor("v", "F32", (5,), np.zeros(20, np.uint8)),
+            Tensor("h", "F16", (2, 2, 3), np.zeros(24, np.uint8)),
+            Tensor("q", "Q4_1", (1, 32), np.zeros(20, np.uint8)),
+        ],
+    )
     return path.read_bytes()
 
 
@@ -214,8 +258,15 @@ def test_extremes_at_every_number(scratch: Any) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(content=st.binary(max_size=300), version=st.sampled_from([2, 3]), n_tensors=st.integers(0, 4), n_fields=st.integers(0, 4))
-def test_noise_behind_a_good_start(scratch: Any, content: bytes, version: int, n_tensors: int, n_fields: int) -> None:
+@given(
+    content=st.binary(max_size=300),
+    version=st.sampled_from([2, 3]),
+    n_tensors=st.integers(0, 4),
+    n_fields=st.integers(0, 4),
+)
+def test_noise_behind_a_good_start(
+    scratch: Any, content: bytes, version: int, n_tensors: int, n_fields: int
+) -> None:
     refused_or_read(scratch(b"GGUF" + U32(version) + U64(n_tensors) + U64(n_fields) + content))
 
 
@@ -240,7 +291,9 @@ def real_model() -> Path | None:
     return found[0] if found else None
 
 
-@pytest.mark.skipif(real_model() is None, reason="no model: PYRUNTIME_TEST_MODEL, or pyruntime pull smollm2:135m")
+@pytest.mark.skipif(
+    real_model() is None, reason="no model: PYRUNTIME_TEST_MODEL, or pyruntime pull smollm2:135m"
+)
 def test_the_real_model_cut_at_100_points(tmp_path: Path) -> None:
     original = real_model()
     assert original is not None
@@ -249,7 +302,9 @@ def test_the_real_model_cut_at_100_points(tmp_path: Path) -> None:
     with GGUFFile(path) as file:
         end = max(t.offset + t.nbytes for t in file.tensors.values())
         data = min(t.offset for t in file.tensors.values())
-    points = np.unique(np.concatenate([np.linspace(0, data, 50), np.linspace(data + 1, end - 1, 50)]).astype(int))
+    points = np.unique(
+        np.concatenate([np.linspace(0, data, 50), np.linspace(data + 1, end - 1, 50)]).astype(int)
+    )
     assert len(points) == 100
     for size in points[::-1]:
         os.truncate(path, int(size))
@@ -266,8 +321,16 @@ def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
     low = load_weights([Weight("m", 3, 64)], model, low_memory=True)
     low.check()
     os.truncate(path, 100)
-    for use in (low.check, model.check, lambda: model.raw("m"), lambda: load_weights([Weight("m", 3, 64)], model)):
-        with pytest.raises(ModelInvalid, match=r"m\.gguf: changed since it was opened \(\d+ bytes then, 100 now\); load it again"):
+    for use in (
+        low.check,
+        model.check,
+        lambda: model.raw("m"),
+        lambda: load_weights([Weight("m", 3, 64)], model),
+    ):
+        with pytest.raises(
+            ModelInvalid,
+            match=r"m\.gguf: changed since it was opened \(\d+ bytes then, 100 now\); load it again",
+        ):
             use()
 
 

@@ -24,7 +24,9 @@ shapes = st.tuples(st.sampled_from(FORMATS), st.integers(1, 70), st.integers(1, 
 def matrix(name: str, rows: int, blocks: int, ragged: int, seed: int) -> tuple[int, np.ndarray]:
     """k and random bytes; only the unquantized formats may have a k that is not a multiple of 32."""
     k = 32 * blocks - (ragged if quant.FORMATS[name].BLOCK_WEIGHTS == 1 else 0)
-    return k, np.random.default_rng(seed).integers(0, 256, quant.nbytes(quant.FORMATS[name], (rows, k)), np.uint8)
+    return k, np.random.default_rng(seed).integers(
+        0, 256, quant.nbytes(quant.FORMATS[name], (rows, k)), np.uint8
+    )
 
 
 def packed_by_c(name: str, rows: int, k: int, blocks: np.ndarray, threads: int = 0) -> np.ndarray:
@@ -123,7 +125,9 @@ def tiny_model(path: Path, rows: int = 100, k: int = 96) -> list[Weight]:
     """One matrix and one vector of every format."""
     rng, tensors, weights = np.random.default_rng(7), [], []
     for name, twin in quant.FORMATS.items():
-        tensors.append(Tensor(f"{name}.m", name, (rows, k), twin.quantize(rng.standard_normal((rows, k), np.float32))))
+        tensors.append(
+            Tensor(f"{name}.m", name, (rows, k), twin.quantize(rng.standard_normal((rows, k), np.float32)))
+        )
         tensors.append(Tensor(f"{name}.v", name, (k,), twin.quantize(rng.standard_normal(k, np.float32))))
         weights += [Weight(f"{name}.m", rows, k), Weight(f"{name}.v", k)]
     write_gguf(path, {"general.architecture": "none"}, tensors)
@@ -134,18 +138,28 @@ def test_packed_and_low_memory_hold_the_same_values(tmp_path: Path) -> None:
     plan_weights = tiny_model(tmp_path / "m.gguf")
     reports: list[tuple[int, int]] = []
     with GGUFModel(tmp_path / "m.gguf") as model:
-        packed = load_weights(plan_weights, model, threads=2, progress=lambda done, total: reports.append((done, total)))
+        packed = load_weights(
+            plan_weights, model, threads=2, progress=lambda done, total: reports.append((done, total))
+        )
         low = load_weights(plan_weights, model, low_memory=True)
-        given_blocks = {w.name: (model.tensors[w.name].format, np.array(model.raw(w.name))) for w in plan_weights}
+        given_blocks = {
+            w.name: (model.tensors[w.name].format, np.array(model.raw(w.name))) for w in plan_weights
+        }
     total = sum(len(given_blocks[w.name][1]) for w in plan_weights if w.k)
     assert reports[0] == (0, total) and reports[-1] == (total, total)
     memory = from_blocks(plan_weights, given_blocks)
     for a, b, c in zip(packed, low, memory, strict=True):
         name, data = given_blocks[a.name]
         expected = quant.FORMATS[name].dequantize(data, (a.rows, a.k) if a.k else (a.rows,))
-        assert np.array_equal(a.f32(), expected) and np.array_equal(b.f32(), expected) and np.array_equal(c.f32(), expected)
+        assert (
+            np.array_equal(a.f32(), expected)
+            and np.array_equal(b.f32(), expected)
+            and np.array_equal(c.f32(), expected)
+        )
         if a.k:
-            assert a.format_name == name and a.packed is not None and b.packed is None and b.blocks is not None
+            assert (
+                a.format_name == name and a.packed is not None and b.packed is None and b.blocks is not None
+            )
             assert np.array_equal(a.packed, quant.FORMATS[name].pack(data, a.rows, a.k))
             assert np.array_equal(b.blocks, data) and not b.blocks.flags.owndata
         else:

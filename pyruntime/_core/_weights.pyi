@@ -70,8 +70,9 @@ class Region:
 class GGUFFile:
     """A GGUF v2 or v3 file, proven whole when it is opened (ModelInvalid, ModelNotFound).
 
-    Views stay good after close(): the mapping goes with the last of them. A file that changes on disk is noticed
-    by check(), which raw() and pack() call; pack() survives a file cut short while it reads, a view does not.
+    Views stay good after close(): the mapping goes with the last of them. A file that changes on disk
+    is noticed by check(), which raw() and pack() call; pack() survives a file cut short
+    while it reads, a view does not.
     """
 
     path: str
@@ -97,7 +98,7 @@ class GGUFFile:
         """A tensor's bytes, [nbytes], read-only, without a copy."""
 
     def supported(self, name: str) -> int:
-        """Index of the tensor's format; ModelInvalid naming tensor, type and what would work, if there is none."""
+        """Index of the tensor's format; ModelInvalid naming tensor, type and what would work."""
 
     def pack(self, outs: Mapping[str, NDArray[np.uint8]], threads: int = 0) -> None:
         """Tensors by name into their R16 [packed_bytes], in parallel across all of them, without the GIL.

@@ -28,7 +28,9 @@ def quantize(x: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def pack(blocks: NDArray[np.uint8], rows: int, k: int) -> NDArray[np.uint8]:
     blocks = blocks.reshape(rows, k // 32, 20)
-    d, m = (r16.to_tiles(s, 2).swapaxes(2, 3) for s in np.moveaxis(blocks[..., :4].copy().view(np.uint16), 2, 0))
+    d, m = (
+        r16.to_tiles(s, 2).swapaxes(2, 3) for s in np.moveaxis(blocks[..., :4].copy().view(np.uint16), 2, 0)
+    )
     return r16.tile_bytes(d, m, r16.pack_nibbles(r16.split_nibbles(blocks[..., 4:]).reshape(rows, k)))
 
 

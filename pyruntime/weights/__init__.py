@@ -54,7 +54,7 @@ class Source(Protocol):
 class Stored:
     """One weight as a backend binds it (struct rt_weight): a matrix [rows][k]; when k is 0, `rows` f32.
 
-    packed: R16 bytes, or the vector's; None in low-memory mode. blocks: the file's, read where packed is None.
+    packed: R16 bytes, or the vector's; None in low-memory mode, where `blocks` are the file's bytes.
     """
 
     name: str
@@ -150,7 +150,9 @@ def from_blocks(plan_weights: Sequence[Weight], blocks: Mapping[str, tuple[str, 
         name, rows, k = weight.name, weight.rows, weight.k
         data = np.ascontiguousarray(blocks[name][1]).reshape(-1)
         if data.nbytes != _weights.file_bytes(format, rows if k else 1, k or rows):
-            raise ModelInvalid(f"tensor {name}: {data.nbytes} bytes are not {rows} x {k} {FORMATS[format]} weights")
+            raise ModelInvalid(
+                f"tensor {name}: {data.nbytes} bytes are not {rows} x {k} {FORMATS[format]} weights"
+            )
         if k == 0:
             stored.append(_vector(weight, format, data))
             continue
@@ -169,7 +171,9 @@ def _proven(weight: Weight, source: Source) -> int:
     """The format of the plan's weight in the file, its shape compared."""
     tensor = source.tensors.get(weight.name)
     if tensor is None:
-        raise ModelInvalid(f"{source.path}: tensor {weight.name} is missing; the file is incomplete, get it again")
+        raise ModelInvalid(
+            f"{source.path}: tensor {weight.name} is missing; the file is incomplete, get it again"
+        )
     wanted = (weight.rows, weight.k) if weight.k else (weight.rows,)
     if tensor.shape != wanted:
         raise ModelInvalid(f"{source.path}: tensor {weight.name} at byte {tensor.offset} is "
@@ -183,7 +187,11 @@ def _times(shape: tuple[int, ...]) -> str:
 
 def _room(plan_weights: Sequence[Weight], formats: Sequence[int]) -> dict[str, Bytes]:
     """Where each matrix will be packed: all in one region."""
-    sizes = {w.name: _weights.packed_bytes(f, w.rows, w.k) for w, f in zip(plan_weights, formats, strict=True) if w.k}
+    sizes = {
+        w.name: _weights.packed_bytes(f, w.rows, w.k)
+        for w, f in zip(plan_weights, formats, strict=True)
+        if w.k
+    }
     region = _weights.Region(sum(-(-size // 64) * 64 for size in sizes.values()))
     return {name: region.take(size) for name, size in sizes.items()}
 

@@ -35,7 +35,9 @@ class GGUFModel:
         for file in self.files:
             for name, tensor in file.tensors.items():
                 if name in self.tensors:
-                    raise ModelInvalid(f"{file.path}: tensor {name} is there twice, also in {self._owner[name].path}")
+                    raise ModelInvalid(
+                        f"{file.path}: tensor {name} is there twice, also in {self._owner[name].path}"
+                    )
                 self.tensors[name], self._owner[name] = tensor, file
 
     @property

@@ -17,15 +17,20 @@ from .. import quant
 Bytes = NDArray[np.uint8]
 
 UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64, INT64, FLOAT64 = range(13)
-_CODES = dict(zip((UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT32, BOOL, UINT64, INT64, FLOAT64), "BbHhIif?Qqd",
-                  strict=True))
+_CODES = dict(
+    zip(
+        (UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT32, BOOL, UINT64, INT64, FLOAT64),
+        "BbHhIif?Qqd",
+        strict=True,
+    )
+)
 _DTYPES = {"uint8": UINT8, "int8": INT8, "uint16": UINT16, "int16": INT16, "uint32": UINT32, "int32": INT32,
            "float32": FLOAT32, "bool": BOOL, "uint64": UINT64, "int64": INT64, "float64": FLOAT64}
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor to write: `shape` with k last; `data` its blocks, or a function that makes them when their turn comes."""
+    """A tensor to write: `shape` with k last; `data` its blocks, or what makes them when their turn comes."""
 
     name: str
     format: str
@@ -43,8 +48,9 @@ def write_gguf(path: str | os.PathLike[str], metadata: Mapping[str, Any], tensor
                progress: Callable[[int, int], None] | None = None) -> None:
     """Write a file whole or not at all.
 
-    Values: bool, int (32 bits where it fits), float (32 bits), str, numpy scalars and arrays by their dtype, sequences
-    of one kind. `types` names the GGUF type of scalars that should keep theirs (GGUFFile.metadata_types).
+    Values: bool, int (32 bits where it fits), float (32 bits), str, numpy scalars and arrays by their dtype,
+    sequences of one kind. `types` names the GGUF type of scalars that should keep
+    theirs (GGUFFile.metadata_types).
     """
     target, listed = Path(path), list(tensors)
     if alignment != 32:
@@ -65,26 +71,36 @@ def write_gguf(path: str | os.PathLike[str], metadata: Mapping[str, Any], tensor
         raise
 
 
-def _write_tensors(file: IO[bytes], tensors: list[Tensor], alignment: int, progress: Callable[[int, int], None]) -> None:
+def _write_tensors(
+    file: IO[bytes], tensors: list[Tensor], alignment: int, progress: Callable[[int, int], None]
+) -> None:
     total, done = sum(t.nbytes for t in tensors), 0
     for tensor in tensors:
         file.write(bytes(-file.tell() % alignment))
         data = tensor.data() if callable(tensor.data) else tensor.data
         if data.nbytes != tensor.nbytes:
-            raise ValueError(f"tensor {tensor.name}: {data.nbytes} bytes, its shape and format take {tensor.nbytes}")
+            raise ValueError(
+                f"tensor {tensor.name}: {data.nbytes} bytes, its shape and format take {tensor.nbytes}"
+            )
         file.write(np.ascontiguousarray(data).tobytes())
         progress(done := done + tensor.nbytes, total)
     file.write(bytes(-file.tell() % alignment))
 
 
-def _header(metadata: Mapping[str, Any], tensors: list[Tensor], alignment: int, types: Mapping[str, int]) -> bytes:
+def _header(
+    metadata: Mapping[str, Any], tensors: list[Tensor], alignment: int, types: Mapping[str, int]
+) -> bytes:
     out = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(metadata))]
     for key, value in metadata.items():
         kind = types.get(key, _kind(value))
         out += [_string(key), struct.pack("<I", kind), _value(value, kind)]
     offset = 0
     for t in tensors:
-        out += [_string(t.name), struct.pack("<I", len(t.shape)), struct.pack(f"<{len(t.shape)}Q", *t.shape[::-1])]
+        out += [
+            _string(t.name),
+            struct.pack("<I", len(t.shape)),
+            struct.pack(f"<{len(t.shape)}Q", *t.shape[::-1]),
+        ]
         out += [struct.pack("<IQ", quant.FORMATS[t.format].GGML_TYPE, offset)]
         offset += -(-t.nbytes // alignment) * alignment
     return b"".join(out)
@@ -118,7 +134,10 @@ def _value(value: Any, kind: int) -> bytes:
 
 def _array(values: Any) -> bytes:
     if isinstance(values, np.ndarray):
-        return struct.pack("<IQ", _DTYPES[values.dtype.name], values.size) + np.ascontiguousarray(values).tobytes()
+        return (
+            struct.pack("<IQ", _DTYPES[values.dtype.name], values.size)
+            + np.ascontiguousarray(values).tobytes()
+        )
     kinds = {_kind(v) for v in values}
     if kinds <= {UINT32, INT32, UINT64, INT64} and kinds:
         kinds = {INT32 if all(-(1 << 31) <= v < 1 << 31 for v in values) else INT64}

@@ -1,0 +1,135 @@
+"""pyruntime inspect MODEL"""
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .common import as_json, human_bytes, say_json, say_table
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+    from ..weights.gguf import GGUFModel
+
+SHOWN = 60  # characters of a metadata value
+
+
+@click.command("inspect", short_help="What a model file holds, and the memory it takes.")
+@click.argument("model")
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option("--metadata", is_flag=True, help="List the file's metadata.")
+@as_json
+def command(model: str, tensors: bool, metadata: bool, as_json: bool) -> None:
+    """What a model file holds: configuration, tensors by format, memory plan, tokenizer.
+
+    Reads the file's header only; no weights are loaded.
+
+    \b
+      pyruntime inspect smollm2:135m
+      pyruntime inspect ./model.gguf --tensors
+      pyruntime inspect smollm2:135m --json | jq .memory.kv_bytes_per_token
+    """
+    from ..models import family
+    from ..store import resolve
+    from ..tokenizer import Tokenizer
+    from ..weights.gguf import GGUFModel
+
+    path = resolve(model)
+    with GGUFModel(path) as source:
+        module = family(source.architecture, source.path)
+        config = module.from_gguf(source.metadata, source.shapes)
+        plan = module.plan(config)
+        tokenizer = Tokenizer.from_gguf_metadata(source.metadata.values)
+        facts: dict[str, Any] = {
+            "model": model, "path": str(path), "file_bytes": path.stat().st_size,
+            "gguf_version": source.files[0].version, "architecture": source.architecture,
+            "name": source.metadata.text("general.name", ""),
+            "parameters": sum(math.prod(t.shape) for t in source.tensors.values()),
+            "config": dataclasses.asdict(config),
+            "formats": formats(source), "memory": memory(plan, source),
+            "tokenizer": {
+                "vocabulary": tokenizer.vocab_size, "begin_id": tokenizer.bos_id, "end_ids": sorted(tokenizer.end_ids),
+                "adds_begin": tokenizer.add_bos, "special_tokens": len(tokenizer.special_ids),
+                "chat_template": tokenizer.chat_template is not None},
+        }
+        if tensors:
+            facts["tensors"] = [{"name": t.name, "shape": list(t.shape), "format": t.format, "bytes": t.nbytes}
+                                for t in source.tensors.values()]
+        if metadata:
+            facts["metadata"] = {key: short(value) for key, value in source.metadata.values.items()}
+    if as_json:
+        say_json(facts)
+    else:
+        show(facts)
+
+
+def formats(source: GGUFModel) -> list[dict[str, Any]]:
+    """Tensors, parameters and bytes of each format, the largest first."""
+    count, parameters, size = Counter[str](), Counter[str](), Counter[str]()
+    for tensor in source.tensors.values():
+        count[tensor.format] += 1
+        parameters[tensor.format] += math.prod(tensor.shape)
+        size[tensor.format] += tensor.nbytes
+    return [{"format": name, "tensors": count[name], "parameters": parameters[name], "bytes": total,
+             "bits_per_weight": round(8 * total / parameters[name], 4) if parameters[name] else 0.0}
+            for name, total in size.most_common()]
+
+
+def memory(plan: Plan, source: GGUFModel) -> dict[str, int]:
+    """Bytes: weights once packed (what the plan names), KV cache for each token and for a whole context."""
+    from .._core import _weights
+    from ..loading import kv_bytes_per_token
+
+    packed = 0
+    for weight in plan.weights:
+        if weight.k == 0:
+            packed += 4 * weight.rows
+        elif weight.name in source.tensors:
+            packed += _weights.packed_bytes(source.supported(weight.name), weight.rows, weight.k)
+    per_token = kv_bytes_per_token(plan)
+    return {"packed_weight_bytes": packed, "kv_bytes_per_token": per_token,
+            "kv_bytes_at_full_context": per_token * plan.context}
+
+
+def short(value: Any) -> Any:
+    """A metadata value as JSON can carry it; long ones as their kind and length."""
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    return f"[{len(value)} values]"
+
+
+def show(facts: dict[str, Any]) -> None:
+    """The same for people."""
+    config, memory, tokens = facts["config"], facts["memory"], facts["tokenizer"]
+    say_table([
+        ("model", f"{facts['name'] or facts['model']}  ({facts['architecture']}, GGUF v{facts['gguf_version']})"),
+        ("file", f"{facts['path']}  {human_bytes(facts['file_bytes'])}"),
+        ("parameters", f"{facts['parameters']:,}"),
+        ("shape", f"{config['layers']} layers, width {config['width']}, {config['heads']} heads over {config['kv_heads']} "
+                  f"key-value heads of {config['head_dim']}, hidden {config['hidden']}"),
+        ("context", f"{config['context']:,} tokens"),
+        ("vocabulary", f"{tokens['vocabulary']:,} tokens, {tokens['special_tokens']} special, ends at "
+                       f"{', '.join(map(str, tokens['end_ids']))}; chat template: {'yes' if tokens['chat_template'] else 'no'}"),
+        ("weights", f"{human_bytes(memory['packed_weight_bytes'])} once packed"),
+        ("KV cache", f"{memory['kv_bytes_per_token']:,} bytes a token, "
+                     f"{human_bytes(memory['kv_bytes_at_full_context'])} for a whole context"),
+    ])
+    click.echo()
+    say_table([("FORMAT", "TENSORS", "PARAMETERS", "SIZE", "BITS/WEIGHT"), *(
+        (f["format"], f["tensors"], f"{f['parameters']:,}", human_bytes(f["bytes"]), f"{f['bits_per_weight']:.2f}")
+        for f in facts["formats"])], right="1234")
+    if "tensors" in facts:
+        click.echo()
+        say_table([("TENSOR", "SHAPE", "FORMAT", "SIZE"), *(
+            (t["name"], " × ".join(map(str, t["shape"])), t["format"], human_bytes(t["bytes"])) for t in facts["tensors"])],
+            right="3")
+    if "metadata" in facts:
+        click.echo()
+        for key, value in facts["metadata"].items():
+            line = " ".join(str(value).split())
+            click.echo(f"{key} = {line if len(line) <= SHOWN else line[:SHOWN] + '…'}")
