@@ -1,0 +1,38 @@
+"""What several tests share: hypothesis profiles, a tiny random model, and the real one."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from tiny_model import write_tiny
+
+settings.register_profile("default", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama GGUF with random weights and a small byte-level BPE tokenizer: the whole stack runs on it."""
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Path:
+    """SmolLM2-135M-Instruct Q4_1: PYRUNTIME_TEST_MODEL, else out of the cache folder, pulled there if it must be."""
+    if own := os.environ.get("PYRUNTIME_TEST_MODEL"):
+        return Path(own)
+    from pyruntime.store import pull
+
+    return pull("smollm2:135m")
+
+
+@pytest.fixture(scope="session")
+def smollm_llm(smollm: Path):
+    """The real model, loaded once for the native backend."""
+    from pyruntime import LLM
+
+    with LLM(smollm, kv_tokens=16384, progress=False) as llm:
+        yield llm
