@@ -133,6 +133,7 @@ class Engine:
         self._requests: dict[str, _Request] = {}     # every unfinished one
         self._outstanding = 0                        # unfinished candidates
         self._draining = self._closing = False
+        self._working = False                        # between taking requests and handing their events over
         self._ids = count(1)
         # the engine thread's own:
         self._outbox: dict[int, tuple[Sink, list[tuple[str, int, Event]]]] = {}
@@ -179,6 +180,8 @@ class Engine:
             request.id = request_id or f"r{next(self._ids)}"
             if request.id in self._requests:
                 raise FieldInvalid(f"request id {request.id!r} is at work already; choose another", field="request_id")
+            if not self._requests:
+                self._progress = time.monotonic()    # idle until now
             self._requests[request.id] = request
             self._outstanding += n
             self._inbox.append(request)
@@ -218,14 +221,17 @@ class Engine:
         self._check_process()
         with self._wake:
             self._draining = True
-            if self._wake.wait_for(lambda: not self._requests, timeout):
+            if self._wake.wait_for(self._idle, timeout):
                 return True
             left = list(self._requests.values())
         for request in left:
             self._stop(request, FinishReason.DRAINED)
         with self._wake:
-            self._wake.wait_for(lambda: not self._requests or self._closing)
+            self._wake.wait_for(self._idle)
         return False
+
+    def _idle(self) -> bool:
+        return not (self._requests or self._working)
 
     def close(self) -> None:
         """Cancel everything, end the thread, close the backend. In a forked child: nothing, it is the parent's."""
@@ -314,10 +320,13 @@ class Engine:
     def _loop(self) -> None:
         while True:
             with self._wake:
-                while not (self._requests or self._closing):
-                    self._wake.wait()
-                if self._closing and not self._requests:
+                self._working = False
+                if not self._requests:
+                    self._wake.notify_all()
+                    self._wake.wait_for(lambda: self._requests or self._closing)
+                if not self._requests:
                     return
+                self._working = True
                 arrived, self._inbox = self._inbox, []
                 requests = list(self._requests.values())
             for request in arrived:
@@ -430,7 +439,9 @@ class Engine:
             reason, matched = FinishReason.STOP_TOKEN, token
         elif token in self._ends and not params.ignore_end:
             reason = FinishReason.END
-        text = candidate.text.feed(token) if reason is None or params.include_stop else ""
+        # rows of the embedding past the vocabulary are padding: they have no text
+        shown = (reason is None or params.include_stop) and token < self.tokenizer.vocab_size
+        text = candidate.text.feed(token) if shown else ""
         if reason is None:
             if candidate.text.stopped:
                 reason, matched = FinishReason.STOP_STRING, candidate.text.stopped
@@ -486,7 +497,6 @@ class Engine:
             self._outstanding -= 1
             if all(c.over for c in request.candidates):
                 del self._requests[request.id]
-                self._wake.notify_all()
 
     def _emit(self, candidate: _Candidate, event: Event) -> None:
         sink = candidate.request.sink
