@@ -120,11 +120,13 @@ def _backend(name: str, plan: Plan, weights: Weights, sizes: dict[str, Any], mac
         if value is not None and option != "threads":
             raise FieldInvalid(f"{option} is for the native backend; leave it out with torch", field=option)
     try:
-        from .backends.torch import Dense, TorchBackend
-    except ImportError:
+        from .backends.torch import TorchBackend
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
         raise FieldInvalid("backend is 'torch' and torch is not installed; pip install 'pyruntime-llm[torch]'",
                            field="backend") from None
-    return TorchBackend(plan, {w.name: Dense(w.f32(), w.format_name) for w in weights}, **sizes)
+    return TorchBackend(plan, weights, **sizes)
 
 
 def available_memory() -> int:
