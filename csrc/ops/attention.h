@@ -137,7 +137,10 @@ static void rt_attention_combine(int n, int share, int head_dim, const float *pa
         v_store_n(out + d, acc, lanes);
       }
     }
-    rt_scale_row(out, head_dim, total == 0.0f ? 0.0f : 1.0f / total);
+    for (int d = 0; d < head_dim && total != 0.0f; d += 16) {
+      int lanes = head_dim - d < 16 ? head_dim - d : 16;
+      v_store_n(out + d, v_div(v_load_n(out + d, lanes, 0.0f), v_set1(total)), lanes);
+    }
   }
 }
 #endif

@@ -47,7 +47,7 @@ V_INLINE v16m v_within(const int32_t *p, int32_t low, int32_t high) {
 V_INLINE uint32_t v_bits(v16m m) { return m; }
 V_INLINE v16f v_select(v16m m, v16f x, v16f y) { return _mm512_mask_blend_ps(m, y, x); }
 
-V_INLINE __m256 v_upper(v16f x) { return _mm512_extractf32x8_ps(x, 1); }
+V_INLINE __m256 v_upper(v16f x) { return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1)); }
 V_INLINE float v_sum(v16f x) {
   __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x), v_upper(x));
   __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

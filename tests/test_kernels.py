@@ -1,0 +1,440 @@
+"""Every kernel x format x instruction set: the scalar one against numpy in f64, every other set against scalar with ==.
+
+AVX-512 also runs on CPUs without it: csrc/isa/avx512.c is compiled over SIMDe (tests/emulate_avx512.h) and must give the
+same bits.
+"""
+from __future__ import annotations
+
+import ctypes
+import math
+import shutil
+import subprocess
+from pathlib import Path
+
+import kernel_cases as cases
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import CACHE_FORMATS, FORMATS, NAMES, activations, blocks, kinds, lengths, packed, same, seeds, values
+
+from pyruntime._core import _kernels, _weights
+from pyruntime._core._kernels import Kernels
+from pyruntime.errors import FieldInvalid
+
+ROOT = Path(__file__).parents[1]
+SCALAR = Kernels("scalar")
+U = 2.0**-24  # half the distance of 1 to the next f32: one rounding is off by at most U * |result|
+TINY = 2.0**-149 * 64  # what roundings of denormal numbers can add to a sum of ours
+formats = st.integers(0, len(FORMATS) - 1)
+block_kinds = st.sampled_from(["tame", "wild", "full"])
+few = settings(max_examples=30, deadline=None)
+
+
+def emulated(folder: Path) -> Kernels:
+    """csrc/isa/avx512.c over SIMDe."""
+    if missing := _kernels.isas()[1].missing:
+        pytest.skip(f"the emulation of AVX-512 needs AVX2; this CPU lacks {missing}")
+    if not (compiler := shutil.which("gcc")):
+        pytest.skip("the emulation of AVX-512 needs gcc")
+    if not Path("/usr/include/simde/x86/avx512.h").exists():
+        pytest.skip("the emulation of AVX-512 needs the headers of SIMDe (Debian: libsimde-dev)")
+    out = folder / "avx512.so"
+    subprocess.run(
+        [compiler, "-std=gnu11", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-mavx2", "-mfma", "-mf16c",
+         f"-I{ROOT}/csrc", f"-I{ROOT}/tests", '-DRT_EMULATE_AVX512="emulate_avx512.h"', f"{ROOT}/csrc/isa/avx512.c", "-o", out],
+        check=True)
+    assert b"zmm" not in subprocess.run(["objdump", "-d", out], capture_output=True, check=True).stdout
+    library = ctypes.CDLL(str(out))
+    return Kernels(ctypes.addressof(ctypes.c_char.in_dll(library, "rt_kernels_avx512")))
+
+
+@pytest.fixture(scope="module", params=[*(i.name for i in _kernels.isas()[1:]), "avx512 emulated"])
+def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    """Each set but scalar, where it can run."""
+    if request.param == "avx512 emulated":
+        return emulated(tmp_path_factory.mktemp("emulated"))
+    missing = next(i.missing for i in _kernels.isas() if i.name == request.param)
+    if missing:
+        pytest.skip(f"this CPU lacks {missing}")
+    return Kernels(request.param)
+
+
+class Act:
+    """A view of one token's activations (csrc/quant/act.h)."""
+
+    def __init__(self, raw: np.ndarray, k: int) -> None:
+        kp = -(-k // 64) * 64
+        at = 64 + -(-kp // 32 * 4 // 64) * 64
+        self.scale = raw[:4].view(np.float32)[0]
+        self.sum = raw[64:64 + kp // 32 * 4].view(np.int32)
+        self.high, self.low = raw[at:at + kp].view(np.int8), raw[at + kp:at + 2 * kp].view(np.int8)
+        self.q, self.x = raw[at + 2 * kp:at + 4 * kp].view(np.int16), raw[at + 4 * kp:at + 8 * kp].view(np.float32)
+        assert at + 8 * kp == len(raw)
+
+
+# ---- activations ----
+
+
+@given(seeds, kinds, lengths)
+@few
+def test_activations_are_round_to_even_of_x_over_scale(seed: int, kind: str, k: int) -> None:
+    x = values(np.random.default_rng(seed), kind, k)
+    a = Act(SCALAR.quantize(x), k)
+    assert same(a.x[:k], x) and not a.x[k:].any() and not a.q[k:].any()
+    assert (a.q == 256 * a.high.astype(int) + a.low).all() and abs(a.q.astype(int)).max() <= 32639
+    assert (a.sum == a.q.astype(int).reshape(-1, 32).sum(1)).all()
+    if not np.isfinite(x).all():
+        assert np.isnan(a.scale)
+    elif abs(x).max() < 2.0**-100:
+        assert a.scale == 0 and not a.q.any()
+    else:
+        # x * inverse is off by two roundings of at most 32639 * U each, scale by one more: 0.006 of a step.
+        assert abs(a.x - float(a.scale) * a.q[: len(a.x)]).max() <= 0.506 * float(a.scale)
+
+
+@given(seeds, kinds, lengths, st.integers(0, 1), st.sampled_from([0.0, 1e-6, 1e-5]))
+@few
+def test_norms_follow_f64(seed: int, kind: str, k: int, norm_kind: int, eps: float) -> None:
+    rng = np.random.default_rng(seed)
+    x, w, b = values(rng, kind, k), values(rng, "normal", k), values(rng, "normal", k)
+    got = Act(SCALAR.quantize(x, norm_kind, w, b if norm_kind else None, eps), k).x[:k].astype(float)
+    if kind in ("nan", "inf"):
+        assert not np.isfinite(got).all()
+    if kind not in ("normal", "level", "spike"):
+        return
+    x, w, b = x.astype(float), w.astype(float), b.astype(float)
+    mean = x.mean() if norm_kind else 0.0
+    var = ((x - mean) ** 2).mean()
+    if var + eps < 1e-3:
+        return  # a single value: the variance is rounding itself
+    plain = (x - mean) / math.sqrt(var + eps) * w
+    # A sum of k values in 16 lanes and a tree of 4 is off by k/16 + 5 roundings of the sum of magnitudes. The mean's error
+    # moves every value and, squared, the variance; the variance's is halved by the root. Six more roundings follow.
+    off = (k / 16 + 6) * U * abs(x).mean() * norm_kind
+    bound = abs(plain) * ((k / 16 + 8) * U / 2 + off**2 / var + 6 * U) + abs(w) * off / math.sqrt(var + eps) + 2 * U * abs(b)
+    want = plain + b * norm_kind
+    assert (abs(got - want) <= 1.01 * bound + TINY).all()
+
+
+@given(seeds, kinds, lengths, st.sampled_from([None, 0, 1]))
+@few
+def test_quantize_equals_scalar(kernels: Kernels, seed: int, kind: str, k: int, norm: int | None) -> None:
+    rng = np.random.default_rng(seed)
+    x, w, b = values(rng, kind, k), values(rng, "normal", k), values(rng, "normal", k)
+    given_ = (x,) if norm is None else (x, norm, w, b if norm else None, 1e-5)
+    one, other = Act(SCALAR.quantize(*given_), k), Act(kernels.quantize(*given_), k)
+    assert all(same(getattr(one, n), getattr(other, n)) for n in ("scale", "sum", "high", "low", "q", "x"))
+
+
+# ---- linear ----
+
+
+def matrix(seed: int, format: int, rows: int, k: int, kind: str) -> tuple[np.random.Generator, int, np.ndarray]:
+    """Generator, k in whole blocks, packed weights."""
+    rng = np.random.default_rng(seed)
+    k = -(-k // FORMATS[format].block_weights) * FORMATS[format].block_weights
+    return rng, k, packed(format, rows, k, blocks(rng, format, rows, k, kind))
+
+
+
+
+@given(seeds, formats, kinds, st.integers(1, 40), lengths)
+@settings(max_examples=60, deadline=None)
+def test_linear_follows_f64(seed: int, format: int, kind: str, rows: int, k: int) -> None:
+    rng, k, w = matrix(seed, format, rows, k, "tame")
+    x = values(rng, kind, (2, k))
+    acts = activations(SCALAR, x)
+    got = SCALAR.linear(format, w, k, 0, -(-rows // 16), acts)[:, :rows].astype(float)
+    dense = _weights.unpack(format, rows, k, w).astype(float)
+    for row, act, y in zip(x, acts, got, strict=True):
+        a = Act(act, k)
+        if not np.isfinite(row).all():
+            assert not np.isfinite(y).any()
+            continue
+        if FORMATS[format].block_weights == 1:
+            # Four chains of k/4 fused steps and two sums: each a rounding of at most the sum of magnitudes.
+            want, bound = dense @ row.astype(float), (k / 4 + 3) * U * (abs(dense) @ abs(row.astype(float)))
+        else:
+            # Each block of 32 enters with its sum rounded once, and in at most two fused steps; then scale is multiplied.
+            # Q4_1's parts d n and m can cancel, so magnitudes are those of the parts: |d n| + |m| <= |v| + 2 |m|, where
+            # |m| <= 15 max|v - v'| over its block's levels; 32 times the block's largest value covers both.
+            q = a.q[:k].astype(float) * float(a.scale)
+            blocks_of = abs(dense).reshape(rows, -1, 32).max(2)
+            size = (np.maximum(blocks_of, 1e-30) * 32 * abs(q).reshape(-1, 32).sum(1)).sum(1)
+            want, bound = dense @ q, (2 * k / 32 + 4) * U * size
+        with np.errstate(over="ignore"):
+            fits = abs(want) + bound < 3e38
+        assert (abs(y - want) <= 1.01 * bound + TINY * k)[fits].all()
+
+
+@given(seeds, formats, block_kinds, kinds, st.integers(1, 50), lengths, st.integers(1, 19))
+@settings(max_examples=80, deadline=None)
+def test_linear_equals_scalar(kernels: Kernels, seed: int, format: int, weights: str, kind: str, rows: int, k: int, m: int) -> None:
+    rng, k, w = matrix(seed, format, rows, k, weights)
+    acts = activations(SCALAR, values(rng, kind, (m, k)))
+    groups = -(-rows // 16)
+    assert same(SCALAR.linear(format, w, k, 0, groups, acts), kernels.linear(format, w, k, 0, groups, acts))
+
+
+@pytest.mark.parametrize("format", range(len(FORMATS)), ids=NAMES)
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 7, 8, 33, 70])
+def test_a_row_knows_no_neighbour(kernels: Kernels, format: int, m: int) -> None:
+    rng, k, w = matrix(m, format, 40, 160, "tame")
+    acts = activations(SCALAR, values(rng, "spike", (m, k)))
+    whole = kernels.linear(format, w, k, 0, 3, acts)
+    for t in range(m):
+        assert same(kernels.linear(format, w, k, 0, 3, acts[t:t + 1]), whole[t:t + 1])
+    assert same(kernels.linear(format, w, k, 1, 3, acts), whole[:, 16:])
+    wide = np.full((m, 100), 7, np.float32)
+    kernels.linear(format, w, k, 0, 2, acts, wide)
+    assert same(wide[:, :32], whole[:, :32]) and (wide[:, 32:] == 7).all()
+
+
+@pytest.mark.parametrize("format", range(len(FORMATS)), ids=NAMES)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_weights_meet_the_largest_activations(kernels: Kernels, format: int, sign: int) -> None:
+    k = 2048
+    raw = np.full((16, k // FORMATS[format].block_weights, FORMATS[format].block_bytes), 255, np.uint8)
+    for scales in range({"Q8_0": 1, "Q4_0": 1, "Q4_1": 2}.get(FORMATS[format].name, 0)):
+        raw[..., 2 * scales:2 * scales + 2] = np.array([1.0], np.float16).view(np.uint8)
+    w = packed(format, 16, k, raw.reshape(-1))
+    acts = activations(SCALAR, np.full((5, k), sign * 3.0, np.float32))
+    assert same(SCALAR.linear(format, w, k, 0, 1, acts), kernels.linear(format, w, k, 0, 1, acts))
+
+
+@given(seeds, formats, block_kinds, st.integers(1, 40), lengths, st.sampled_from([1.0, 0.5, 27.7]))
+@few
+def test_embed_is_the_row_times_scale(kernels: Kernels, seed: int, format: int, kind: str, rows: int, k: int, scale: float) -> None:
+    rng, k, w = matrix(seed, format, rows, k, kind)
+    row = int(rng.integers(rows))
+    with np.errstate(all="ignore"):
+        want = _weights.unpack(format, rows, k, w)[row] * np.float32(scale)
+    assert same(SCALAR.embed(format, w, k, row, scale), want)
+    assert same(kernels.embed(format, w, k, row, scale), want)
+
+
+# ---- elementwise ----
+
+
+@given(seeds, kinds, lengths, st.booleans())
+@few
+def test_sums_and_gates_equal_scalar(kernels: Kernels, seed: int, kind: str, n: int, biased: bool) -> None:
+    rng = np.random.default_rng(seed)
+    x, y, b = values(rng, kind, n), values(rng, kind, n), values(rng, kind, n)
+    bias = b if biased else None
+    assert same(SCALAR.add_scaled(x, bias, 0.7, y), kernels.add_scaled(x, bias, 0.7, y))
+    assert same(SCALAR.add_bias(x, b), kernels.add_bias(x, b))
+    with np.errstate(all="ignore"):
+        assert same(SCALAR.add_scaled(x, bias, 1.0, y), y + (x + b if biased else x))
+        assert same(SCALAR.add_bias(x, b), x + b)
+    for activation in range(3):
+        assert same(SCALAR.gate(activation, 4 * y, x), kernels.gate(activation, 4 * y, x))
+    for softcap in (0.0, 30.0):
+        assert same(SCALAR.scale_cap(x, 0.3, softcap), kernels.scale_cap(x, 0.3, softcap))
+
+
+def ulps(got: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """Distance in units of the last place of `want` (f64)."""
+    return abs(got.astype(float) - want) / np.spacing(np.maximum(abs(want), 2.0**-126).astype(np.float32)).astype(float)
+
+
+def test_exp_and_tanh_are_close_over_all_floats() -> None:
+    x = np.concatenate([np.linspace(-104, 88.7, 20011), np.geomspace(1e-30, 80, 5003), -np.geomspace(1e-30, 80, 5003)])
+    x = x.astype(np.float32)
+    got = np.array([SCALAR.exp_sum(x[i:i + 1], 0.0) for i in range(len(x))])
+    with np.errstate(under="ignore"):
+        assert ulps(got, np.exp(x.astype(float))).max() <= 1.0
+    assert ulps(SCALAR.scale_cap(x, 1.0, 1.0), np.tanh(x.astype(float))).max() <= 2.0
+
+
+def test_exp_and_tanh_at_the_ends() -> None:
+    def exp(x: float) -> float:
+        return SCALAR.exp_sum(np.array([x], np.float32), 0.0)
+
+    assert exp(0.0) == 1.0 and exp(-math.inf) == 0.0 and exp(-104.0) == 0.0
+    assert exp(89.0) == math.inf and exp(math.inf) == math.inf and math.isnan(exp(math.nan))
+    assert 0.0 < exp(-103.9) < 2.0**-148
+    ends = SCALAR.scale_cap(np.array([math.inf, -math.inf, 0.0, -0.0, 20.0, math.nan], np.float32), 1.0, 1.0)
+    assert same(ends, np.array([1, -1, 0.0, -0.0, 1, math.nan], np.float32))
+
+
+def test_gates_follow_f64() -> None:
+    x = np.concatenate([np.linspace(-12, 12, 40001), np.geomspace(1e-20, 1, 999), -np.geomspace(1e-20, 1, 999)])
+    x = x.astype(np.float32)
+    wide, one = x.astype(float), np.ones_like(x)
+    silu = wide / (1 + np.exp(-wide))
+    assert ulps(SCALAR.gate(0, x, one), silu).max() <= 3
+    # 1 + f is off by the 2 ulp of f and a rounding, and times x / 2 by one more: 4 U of x. Where the argument of tanh is
+    # off by 3 roundings its slope is at most 1/argument.
+    inner = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)
+    assert (abs(SCALAR.gate(1, x, one) - wide / 2 * (1 + np.tanh(inner))) <= 8 * U * abs(wide)).all()
+    gelu = wide / 2 * (1 + np.array([math.erf(v / math.sqrt(2)) for v in wide]))
+    assert (abs(SCALAR.gate(2, x, one) - gelu) <= 5 * U * abs(wide)).all()
+
+
+# ---- heads and pages ----
+
+
+@given(seeds, kinds, st.integers(1, 100), st.booleans(), st.booleans(), st.booleans())
+@few
+def test_rope(kernels: Kernels, seed: int, kind: str, half: int, interleaved: bool, normed: bool, partial: bool) -> None:
+    rng = np.random.default_rng(seed)
+    x, w = values(rng, kind, 2 * half), values(rng, "normal", 2 * half)
+    pairs = half // 2 if partial else half
+    angle = rng.standard_normal(pairs) * 100
+    cos, sin = (np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)) if pairs else (None, None)
+    norm = w if normed else None
+    got = SCALAR.rope_head(x, norm, 1e-6, cos, sin, interleaved)
+    assert same(got, kernels.rope_head(x, norm, 1e-6, cos, sin, interleaved))
+    with np.errstate(all="ignore"):
+        y = SCALAR.rope_head(x, norm, 1e-6, None, None, False)  # the norm alone, proved by test_norms_follow_f64's twin
+        a, b = (y[:2 * pairs:2], y[1:2 * pairs:2]) if interleaved else (y[:pairs], y[pairs:2 * pairs])
+        if pairs:
+            first, second = a * cos - b * sin, b * cos + a * sin
+            turned = np.stack([first, second], 1).reshape(-1) if interleaved else np.concatenate([first, second])
+            assert same(got, np.concatenate([turned, y[2 * pairs:]]))
+    if normed and kind == "normal":
+        wide = x.astype(float)
+        want = wide / np.sqrt((wide**2).mean() + 1e-6) * w
+        assert (abs(y - want) <= (2 * half / 32 + 10) * U * abs(want)).all()
+
+
+def pages_of(kernels: Kernels, format: int, part: str, rows: np.ndarray, blocks_: int) -> np.ndarray:
+    """Pages [blocks, bytes] that hold rows [tokens, head_dim]; what is not stored is NaN."""
+    out = np.full((blocks_, rows.shape[1] * 16 * FORMATS[format].block_bytes), 255, np.uint8)
+    for t, row in enumerate(rows):
+        kernels.store(part, format, np.ascontiguousarray(row), t % 16, out[t // 16])
+    return out
+
+
+def stored(format: int, x: np.ndarray) -> np.ndarray:
+    """f32 as a page keeps it."""
+    if FORMATS[format].name == "F32":
+        return x
+    bfloat = FORMATS[format].name == "BF16"
+    clamped = x if bfloat else np.where(np.isnan(x), x, np.clip(x, -65504, 65504)).astype(np.float32)
+    return _weights.half_to_f32(_weights.half_of_f32(clamped.reshape(-1), bfloat), bfloat).reshape(x.shape)
+
+
+@given(seeds, st.sampled_from(CACHE_FORMATS), kinds, st.integers(1, 100), st.integers(0, 15))
+@few
+def test_store(kernels: Kernels, seed: int, format: int, kind: str, half: int, slot: int) -> None:
+    x = values(np.random.default_rng(seed), kind, 2 * half)
+    dtype = np.uint32 if FORMATS[format].name == "F32" else np.uint16
+    for part in "kv":
+        page = np.full(2 * half * 16 * FORMATS[format].block_bytes, 255, np.uint8)
+        kernels.store(part, format, x, slot, page)
+        rows = page.view(dtype).reshape((2 * half, 16) if part == "k" else (16, 2 * half))
+        mine = rows[:, slot] if part == "k" else rows[slot]
+        wide = np.ascontiguousarray(mine)
+        assert same(wide.view(np.float32) if dtype == np.uint32 else _weights.half_to_f32(wide, FORMATS[format].name == "BF16"),
+                    stored(format, x))
+        others = np.delete(rows, slot, 1 if part == "k" else 0)
+        assert (others == np.iinfo(dtype).max).all()
+
+
+@given(seeds, st.sampled_from(CACHE_FORMATS), st.sampled_from(CACHE_FORMATS), st.sampled_from([2, 6, 16, 30, 64, 128]),
+       st.integers(1, 9), st.integers(1, 70), st.sampled_from([0, 1, 5, 40]), st.sampled_from([0.0, 5.0]), st.booleans(),
+       st.sampled_from(["normal", "spike"]))
+@settings(max_examples=50, deadline=None)
+def test_attention(kernels: Kernels, seed: int, k_format: int, v_format: int, head_dim: int, share: int, tokens: int,
+                   window: int, softcap: float, sunk: bool, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    count = -(-tokens // 16) + 1  # the last page is empty
+    k, v = values(rng, "normal", (tokens, head_dim)), values(rng, kind, (tokens, head_dim))
+    q, scale = values(rng, "normal", (share, head_dim)), float(np.float32(head_dim**-0.5 * 3))
+    positions = np.full((count, 16), -1, np.int32)
+    positions.reshape(-1)[:tokens] = np.arange(tokens)
+    hidden = rng.random(tokens) < 0.2  # evicted tokens
+    hidden[tokens - 1] = False
+    positions.reshape(-1)[:tokens][hidden] = -1
+    position = int(rng.integers(tokens)) if not hidden[0] else tokens - 1
+    seen = np.flatnonzero(~hidden & (np.arange(tokens) <= position) & ((window == 0) | (np.arange(tokens) > position - window)))
+    kp, vp = pages_of(SCALAR, k_format, "k", k, count), pages_of(SCALAR, v_format, "v", v, count)
+    options = dict(position=position, scale=scale, window=window, softcap=softcap, k_format=k_format, v_format=v_format)
+    split = int(rng.integers(1, count)) if count > 1 else 1
+    parts = [(a, b) for a, b in ((0, split), (split, count)) if b > a]
+
+    def whole(which: Kernels) -> tuple[list[np.ndarray], np.ndarray]:
+        each = [which.attention(q, kp[a:b], vp[a:b], positions[a:b], **options) for a, b in parts]
+        three = [np.stack([e[i] for e in each]) for i in range(3)]
+        return three, which.attention_combine(*three, sinks)
+
+    sinks = values(rng, "normal", share) if sunk else None
+    partial, got = whole(SCALAR)
+    others, other = whole(kernels)
+    assert same(got, other) and all(same(a, b) for a, b in zip(partial, others, strict=True))
+    if not len(seen):
+        assert not got.any()
+        return
+    k, v, wide = stored(k_format, k)[seen].astype(float), stored(v_format, v)[seen].astype(float), q.astype(float)
+    s = wide @ k.T * scale
+    # A score is off by head_dim + 1 roundings of its magnitudes (the cap does not widen that, and adds 4); a weight by that,
+    # its exponential's ulp and the roundings of shifts; numerator and denominator both carry it, and their own sums.
+    off = (head_dim + 2) * U * (abs(wide) @ abs(k).T * scale).max()
+    if softcap:
+        s = softcap * np.tanh(s / softcap)
+        off += 5 * U * softcap
+    top = s.max(1, keepdims=True)
+    p = np.exp(s - top)
+    total = p.sum(1, keepdims=True) + (0 if sinks is None else np.exp(sinks.astype(float)[:, None] - top))
+    span = 40 * U  # arguments of exp up to 40 in magnitude before they cease to matter, each rounded once
+    bound = (2 * off + 4 * span + (len(seen) + 40) * U) * (p / total @ abs(v))
+    assert (abs(got - p / total @ v) <= 1.01 * bound + TINY).all()
+
+
+def test_a_nan_that_is_seen_is_not_hidden(kernels: Kernels) -> None:
+    v = np.ones((20, 16), np.float32)
+    k = np.zeros((20, 16), np.float32)
+    positions = np.full((2, 16), -1, np.int32)
+    positions.reshape(-1)[:20] = np.arange(20)
+    for which, at in ((k, 3), (k, 19), (v, 3), (v, 19)):
+        which[at, 5] = np.nan
+        three = kernels.attention(np.ones((3, 16), np.float32), pages_of(SCALAR, 1, "k", k, 2), pages_of(SCALAR, 1, "v", v, 2),
+                                  positions, 19, 0.25)
+        out = kernels.attention_combine(*(a[None] for a in three))
+        assert np.isnan(out[:, 5]).all() and (which is v or np.isnan(out).all())
+        before = kernels.attention(np.ones((3, 16), np.float32), pages_of(SCALAR, 1, "k", k, 2),
+                                   pages_of(SCALAR, 1, "v", v, 2), positions, at - 1, 0.25)
+        assert (kernels.attention_combine(*(a[None] for a in before)) == 1).all()
+        which[at, 5] = 1
+
+
+# ---- logits ----
+
+
+@given(seeds, kinds, st.one_of(lengths, st.sampled_from([4095, 4096, 4097, 10000])))
+@few
+def test_argmax_and_exp_sum(kernels: Kernels, seed: int, kind: str, n: int) -> None:
+    x = values(np.random.default_rng(seed), kind, n)
+    at, largest, finite = SCALAR.argmax(x)
+    assert finite == bool(np.isfinite(x).all())
+    other = kernels.argmax(x)
+    assert other[0] == at and other[2] == finite and same(np.float32(other[1]), np.float32(largest))
+    assert same(np.float64(SCALAR.exp_sum(x, largest)), np.float64(kernels.exp_sum(x, largest)))
+    if finite:
+        assert at == x.argmax() and largest == x.max()
+        want = np.exp(x.astype(float) - float(largest)).sum()
+        # An argument is rounded once, at most U * 104 where it matters; e^x is within 1 ulp; a lane adds 256 values.
+        assert abs(SCALAR.exp_sum(x, largest) - want) <= (104 + 2 + 256 + 5) * U * want
+
+
+def test_the_first_of_equals_is_the_largest(kernels: Kernels) -> None:
+    x = np.zeros(1000, np.float32)
+    for first in (999, 517, 16, 15, 0):
+        x[first] = 3.0
+        assert kernels.argmax(x) == (first, 3.0, True)
+
+
+# ---- doors ----
+
+
+def test_doors_refuse_wrong_shapes() -> None:
+    with pytest.raises(FieldInvalid, match="none of scalar"):
+        Kernels("avx1024")
+    with pytest.raises(FieldInvalid):
+        SCALAR.linear(0, np.zeros(10, np.uint8), 64, 0, 1, activations(SCALAR, np.ones((1, 64), np.float32)))
+    with pytest.raises(FieldInvalid):
+        SCALAR.add_bias(np.ones(4, np.float32), np.ones(3, np.float32))
+    assert not SCALAR.has_cache_format(NAMES.index("Q8_0")) and cases.FORMATS == _kernels.formats()
