@@ -5,7 +5,7 @@ csrc/isa/kernels.h and the headers of csrc/ops say what each kernel computes. A 
 """
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ def isas() -> tuple[IsaInfo, ...]: ...
 def act_bytes(k: int) -> int:
     """Bytes of one token's activations (csrc/quant/act.h)."""
 
-def aligned(shape: int | tuple[int, ...], dtype: object = ...) -> NDArray[np.generic]:
+def aligned(shape: int | tuple[int, ...], dtype: Any = ...) -> NDArray[Any]:
     """Zeros at a multiple of 64 bytes."""
 
 class Kernels:
