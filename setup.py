@@ -75,7 +75,7 @@ extensions = [
         f"pyruntime._core.{name}",
         [f"pyruntime/_core/{name}.pyx"],
         include_dirs=["csrc", numpy.get_include()],
-        extra_compile_args=FLAGS,
+        extra_compile_args=[*FLAGS, "-O1"],  # thin wrappers: nothing in them is worth optimizing
         extra_link_args=LINK + ["-Wl,-s"] * (not SANITIZE),
         libraries=["m", "pthread"],
         depends=HEADERS + SOURCES,
