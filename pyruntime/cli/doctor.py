@@ -28,7 +28,8 @@ def command(as_json: bool) -> int:
       PYRUNTIME_ISA=avx512 pyruntime doctor --json
     """
     problems: list[str] = []
-    facts: dict[str, Any] = {"versions": versions(), "cpu": cpu(problems), "memory": memory(), "cache": cache(problems), "extras": extras()}
+    facts: dict[str, Any] = {"versions": versions(), "cpu": cpu(problems), "memory": memory(), "cache": cache(problems),
+                             "extras": extras()}
     facts["problems"] = problems
     if as_json:
         say_json(facts)
