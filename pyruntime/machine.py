@@ -27,7 +27,8 @@ def threads(asked: int | None = None) -> int:
 def cpus() -> int:
     """CPUs this process may use: its affinity, and its control group's quota rounded up."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, math.ceil(quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))), THREADS_MAX))
+    granted = quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    return max(1, math.ceil(min(allowed, granted, THREADS_MAX)))
 
 
 def quota(membership: Path, root: Path) -> float:
