@@ -6,6 +6,8 @@ import codecs
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pyruntime.errors import FieldInvalid
+
 if TYPE_CHECKING:
     from pyruntime.tokenizer.tokenizer import Tokenizer
 
@@ -56,9 +58,11 @@ class Detokenizer:
     ) -> None:
         """stop: strings that end the text, themselves left out unless include_stop; skip_special: special
         tokens give no text."""
+        if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
+            raise FieldInvalid("stop: must be a list of strings that are not empty", field="stop")
         self._tokenizer = tokenizer
         self._decoder = _Utf8("replace")
-        self._matchers = [_Matcher(text) for text in stop if text]
+        self._matchers = [_Matcher(text) for text in stop]
         self._held = ""
         self._include_stop = include_stop
         self._skipped = tokenizer.special_ids if skip_special else frozenset()

@@ -366,7 +366,7 @@ def _template_ids(value: object, n: int) -> tuple[list[int], list[int]]:
         name = _object(piece["SpecialToken"], "SpecialToken").get("id")
         for i in _list(_object(table.get(str(name)), f"special token {name!r:.40}").get("ids"), "ids"):
             checked = _id(i, n, f"tokenizer.json: special token {name!r:.40}")
-            sides[after] += [] if checked is None else [checked]
+            sides[after].extend([] if checked is None else [checked])
     return sides
 
 

@@ -6,6 +6,7 @@ import secrets
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -188,7 +189,7 @@ class Tokenizer:
     def token_bytes(self, id: int) -> bytes:
         """What one token stands for. FieldInvalid outside the vocabulary."""
         try:
-            return self._encoder.token(id)
+            return self._encoder.token(index(id))
         except (IndexError, TypeError, OverflowError):
             message = f"token_ids: {id!r:.40} is not a token id; they are 0 to {self.vocab_size - 1}"
             raise FieldInvalid(message, field="token_ids") from None
