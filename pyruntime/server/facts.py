@@ -13,7 +13,7 @@ from .models import Facts
 from .pb import admin_pb2
 
 if TYPE_CHECKING:
-    from ..engine import Engine
+    from ..engine.engine import Engine
 
 SAMPLES, SAMPLE_BYTES = 64, 64 << 10
 

@@ -14,7 +14,7 @@ from ..errors import ModelNotFound, PyruntimeError
 from .pb import model_pb2
 
 if TYPE_CHECKING:
-    from ..engine import Engine
+    from ..engine.engine import Engine
     from ..tokenizer import Tokenizer
 
 
@@ -34,7 +34,7 @@ class Served:
     """One name and the engine behind it, once it is loaded."""
 
     name: str
-    state: int = model_pb2.MODEL_STATE_LOADING
+    state: model_pb2.ModelState = model_pb2.MODEL_STATE_LOADING
     detail: str = ""
     facts: Facts = field(default_factory=Facts)
     loaded: Timestamp = field(default_factory=Timestamp)

@@ -75,8 +75,7 @@ class Outbox:
             self._put_progress(event)
         else:
             self.queue.append(event)
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        self._wake()
 
     def pop(self) -> Item | None:
         """The next message's content, or None when nothing is due."""
@@ -101,17 +100,20 @@ class Outbox:
         """The next message's content, as soon as there is one. One reader only."""
         loop = asyncio.get_running_loop()
         while (item := self.pop()) is None:
-            self._reader = reader = loop.create_future()
-            due, timer = self.due(), None
-            if due is not None:
-                timer = loop.call_later(max(0.0, due - self.clock()), lambda f=reader: f.done() or f.set_result(None))
+            self._reader = loop.create_future()
+            due = self.due()
+            timer = None if due is None else loop.call_later(max(0.0, due - self.clock()), self._wake)
             try:
-                await reader
+                await self._reader
             finally:
                 self._reader = None
                 if timer is not None:
                     timer.cancel()
         return item
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     def _put_delta(self, candidate: int, delta: Delta) -> None:
         if not (delta.text or delta.token_ids):

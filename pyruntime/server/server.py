@@ -25,6 +25,7 @@ from .calls import Calls
 from .facts import cache_bytes, cpu_of, facts_of
 from .models import Models, Progress, Served
 from .pb import admin_pb2, admin_pb2_grpc, chat_pb2_grpc, generation_pb2_grpc, model_pb2_grpc, tokenizer_pb2_grpc
+from .wire import WellFormed
 
 log = logging.getLogger("pyruntime.server")
 
@@ -87,7 +88,7 @@ class Server:
         """Listen, then load what is to be loaded; returns the bound address (a port of 0 becomes a real one)."""
         self._started.GetCurrentTime()
         self._calls = Calls()
-        interceptors = (BearerAuth(self._keys),) if self._keys else ()
+        interceptors = (*((BearerAuth(self._keys),) if self._keys else ()), WellFormed())
         self._grpc = grpc.aio.server(options=OPTIONS, interceptors=interceptors)
         self._register()
         self.address = self._bind()
