@@ -56,7 +56,7 @@ def tiny_config(**fields: object) -> ModelConfig:
 
 def write_tiny(path: Path, *, seed: int = 0, formats: tuple[str, ...] = ("Q8_0", "Q4_0", "Q4_1", "F16"),
                extra: dict[str, object] | None = None, **fields: object) -> Path:
-    """Write the GGUF. Matrices take `formats` in turn, the embedding Q8_0, vectors F32."""
+    """Write the GGUF. Matrices take `formats` in turn, the embedding Q8_0, vectors F32. `extra` metadata of None leaves out."""
     config = tiny_config(**fields)
     plan = llama.plan(config)
     metadata: dict[str, object] = {
@@ -71,5 +71,5 @@ def write_tiny(path: Path, *, seed: int = 0, formats: tuple[str, ...] = ("Q8_0",
     for i, (name, values) in enumerate(random_values(plan, seed).items()):
         format = "F32" if values.ndim == 1 else "Q8_0" if name == "token_embd.weight" else formats[i % len(formats)]
         tensors.append(Tensor(name, format, values.shape, quant.FORMATS[format].quantize(values)))
-    write_gguf(path, metadata, tensors)
+    write_gguf(path, {key: value for key, value in metadata.items() if value is not None}, tensors)
     return path

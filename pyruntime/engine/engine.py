@@ -97,6 +97,10 @@ class Handle:
         Any thread, any state, any number of times."""
         self._engine._stop(self._request, FinishReason.CANCELLED)
 
+    def drain(self) -> None:
+        """The same, but unfinished candidates end as DRAINED: the answer so far is meant to be used."""
+        self._engine._stop(self._request, FinishReason.DRAINED)
+
     @property
     def done(self) -> bool:
         """Whether every candidate has ended."""

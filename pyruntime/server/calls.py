@@ -34,6 +34,7 @@ class Calls:
         self._ids = count(1)
         self._idle = asyncio.Event()
         self._idle.set()
+        self._ending = False
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -63,6 +64,8 @@ class Calls:
             work.add_done_callback(_cancel_submitted)
             raise
         call.handle = job.handle
+        if self._ending:
+            call.handle.drain()
         return job
 
     def close(self, call: Call) -> None:
@@ -80,6 +83,13 @@ class Calls:
         except asyncio.TimeoutError:
             return False
         return True
+
+    def drain(self) -> None:
+        """End every call with the answer it has; also those that are just being submitted."""
+        self._ending = True
+        for call in self._calls.values():
+            if call.handle is not None:
+                call.handle.drain()
 
     def end_stalled(self, timeout: float) -> None:
         """End the calls whose reader has not taken a message for `timeout` seconds."""

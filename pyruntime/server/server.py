@@ -104,14 +104,16 @@ class Server:
         """Drain and stop: report NOT_SERVING, after `delay` refuse new requests, give the running ones `timeout` seconds,
         end the rest as DRAINED. Called again meanwhile: end them now."""
         if self._stopping:
-            await self._drain(0.0)
+            self._calls.drain()
             return
         self._stopping = True
         await self._health.enter_graceful_shutdown()
         if delay:
             await asyncio.sleep(delay)
         self.models.draining = True
-        await self._drain(timeout)
+        if not await self._calls.idle(timeout):
+            self._calls.drain()
+            await self._calls.idle(5.0)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -122,11 +124,6 @@ class Server:
     async def loaded(self) -> None:
         """Wait until every model is loaded or has failed; `failures` says which."""
         await asyncio.shield(self._tasks[0])
-
-    async def _drain(self, timeout: float) -> None:
-        engines = [served.engine for served in self.models if served.is_ready]
-        await asyncio.gather(*(asyncio.to_thread(engine.drain, timeout) for engine in engines))
-        await self._calls.idle(5.0)
 
     def _register(self) -> None:
         server = self._grpc
