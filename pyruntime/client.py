@@ -9,20 +9,21 @@ Answers and deltas are the messages of protos/pyruntime/v1. Errors are Pyruntime
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Union
+from typing import Any
 
 import grpc
 
-from .errors import REASONS, PyruntimeError
 from .errors import (
+    REASONS,
     ContextLengthExceeded,
     EngineFailed,
     FieldInvalid,
     ModelInvalid,
     ModelNotFound,
+    PyruntimeError,
     QueueFull,
 )
-from .server.convert import duration
+from .server.convert import ROLES, duration
 from .server.pb import (
     admin_pb2,
     admin_pb2_grpc,
@@ -38,8 +39,8 @@ from .server.pb import (
 )
 from .server.status import from_rpc_error
 
-Prompt = Union[str, Sequence[int]]
-Message = Union[Mapping[str, str], chat_pb2.ChatMessage]
+Prompt = str | Sequence[int]
+Message = Mapping[str, str] | chat_pb2.ChatMessage
 
 _ERRORS: dict[str, type[PyruntimeError]] = {
     kind.reason: kind for kind in (FieldInvalid, ContextLengthExceeded, ModelNotFound, ModelInvalid, QueueFull, EngineFailed)}
@@ -175,10 +176,10 @@ class Client:
 def _message(message: Message) -> chat_pb2.ChatMessage:
     if isinstance(message, chat_pb2.ChatMessage):
         return message
-    role = f"ROLE_{message['role'].upper()}"
-    if role not in chat_pb2.Role.keys():
-        raise FieldInvalid(f"role is {message['role']!r}; it must be system, user or assistant", field="messages")
-    return chat_pb2.ChatMessage(role=chat_pb2.Role.Value(role), text=message["content"])
+    roles = {name: role for role, name in ROLES.items()}
+    if message["role"] not in roles:
+        raise FieldInvalid(f"role is {message['role']!r}; it must be one of {', '.join(roles)}", field="messages")
+    return chat_pb2.ChatMessage(role=roles[message["role"]], text=message["content"])
 
 
 def _filled(request, params: dict[str, Any]):

@@ -41,7 +41,7 @@ Sampling, Stopping, Output = generation_pb2.Sampling, generation_pb2.Stopping, g
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory):
     path = write_tiny(tmp_path_factory.mktemp("served") / "tiny.gguf", extra={"tokenizer.chat_template": CHATML + "{{ note }}"})
-    with LLM(path, backend="torch", max_waiting=64) as llm:
+    with LLM(path, max_waiting=64) as llm:
         yield llm
 
 
@@ -63,7 +63,8 @@ def stub(client):
 
 
 def request(text="hello", tokens=24, **more):
-    return Request(text=text, stopping=Stopping(max_output_tokens=tokens, ignore_end_tokens=True), sampling=Sampling(seed=7), **more)
+    stopping = Stopping(max_output_tokens=tokens, ignore_end_tokens=True)
+    return Request(text=text, stopping=stopping, sampling=Sampling(seed=7), **more)
 
 
 def texts_of(events, part="delta"):
@@ -164,7 +165,7 @@ def test_text_ids_and_usage_only_when_wanted(stub):
 def test_zero_is_a_value_and_unset_is_the_models_default(tmp_path):
     """Unset takes the model's own temperature, here 0; what is set counts, zeros too."""
     path = write_tiny(tmp_path / "greedy.gguf", extra={"general.sampling.temp": 0.0})
-    with LLM(path, backend="torch") as llm, serving({"m": llm}) as server, Client(server.address) as client:
+    with LLM(path) as llm, serving({"m": llm}) as server, Client(server.address) as client:
         greedy = client.generate("a", max_tokens=12, ignore_end=True, temperature=0.0, top_k=0).candidates[0].text
         unset = {client.generate("a", max_tokens=12, ignore_end=True, seed=i).candidates[0].text for i in range(3)}
         assert unset == {greedy}
@@ -178,7 +179,8 @@ def test_the_same_seed_gives_the_same_tokens_alone_and_together(client):
     together: dict[int, list[int]] = {}
 
     def run(i):
-        together[i] = [t for d in client.stream("go", max_tokens=16, seed=i, ignore_end=True, token_ids=True) for t in d.token_ids]
+        deltas = client.stream("go", max_tokens=16, seed=i, ignore_end=True, token_ids=True)
+        together[i] = [t for d in deltas for t in d.token_ids]
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(6)]
     for thread in threads:
@@ -226,7 +228,8 @@ def test_template_arguments_and_continuing(client):
     arguments = Struct()
     arguments.update({"note": "NOTED"})
     hello = chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, text="hello")
-    assert stub.RenderChat(tokenizer_pb2.RenderChatRequest(messages=[hello], template_arguments=arguments)).prompt.endswith("NOTED")
+    noted = stub.RenderChat(tokenizer_pb2.RenderChatRequest(messages=[hello], template_arguments=arguments))
+    assert noted.prompt.endswith("NOTED")
     going = chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, text="Once upon")
     rendered = stub.RenderChat(tokenizer_pb2.RenderChatRequest(messages=[hello, going], continue_final_message=True))
     assert rendered.prompt.endswith("assistant\nOnce upon")
@@ -237,8 +240,8 @@ def test_template_arguments_and_continuing(client):
 
 
 def test_a_model_without_a_template_refuses_chat(tmp_path):
-    with LLM(write_tiny(tmp_path / "raw.gguf", extra={"tokenizer.chat_template": None}), backend="torch") as llm, serving({"raw": llm}) as server, \
-            Client(server.address) as client:
+    path = write_tiny(tmp_path / "raw.gguf", extra={"tokenizer.chat_template": None})
+    with LLM(path) as llm, serving({"raw": llm}) as server, Client(server.address) as client:
         assert not client.models()[0].capabilities.chat
         with pytest.raises(PyruntimeError, match="template") as error:
             client.chat(TALK)
@@ -272,9 +275,10 @@ def test_models_and_server_facts(client, llm):
     (model,) = client.models()
     assert model.name == "tiny" and model.state == model_pb2.MODEL_STATE_READY and model.architecture == "llama"
     assert model.max_context_tokens == llm.context and model.vocabulary_size == llm.tokenizer.vocab_size
-    assert model.quantization.scheme in ("q8_0", "q4_0", "q4_1", "f16") and model.quantization.kv_cache_type == "f16" and model.capabilities.chat
+    assert model.quantization.scheme in ("q8_0", "q4_0", "q4_1", "f16") and model.quantization.kv_cache_type == "f16"
+    assert model.capabilities.chat
     stub = model_pb2_grpc.ModelServiceStub(client.channel)
-    assert stub.GetModel(model_pb2.GetModelRequest(name="tiny")).model == model == stub.GetModel(model_pb2.GetModelRequest()).model
+    assert all(stub.GetModel(model_pb2.GetModelRequest(name=name)).model == model for name in ("", "tiny"))
     info = client.info()
     assert info.version and info.kv_block_tokens == 16 and info.kv_cache_bytes > 0 and info.max_running_requests == 8
     assert info.cpu.model and info.start_time.seconds > 1.6e9
@@ -283,7 +287,8 @@ def test_models_and_server_facts(client, llm):
 def test_health_of_every_name(client):
     stub = health_pb2_grpc.HealthStub(client.channel)
     serving_ = health_pb2.HealthCheckResponse.SERVING
-    for name in ("", "model/tiny", *(f"pyruntime.v1.{s}Service" for s in ("Generation", "Chat", "Tokenizer", "Model", "Server"))):
+    services = ("Generation", "Chat", "Tokenizer", "Model", "Server")
+    for name in ("", "model/tiny", *(f"pyruntime.v1.{s}Service" for s in services)):
         assert stub.Check(health_pb2.HealthCheckRequest(service=name)).status == serving_
     with pytest.raises(grpc.RpcError) as error:
         stub.Check(health_pb2.HealthCheckRequest(service="model/other"))
@@ -352,7 +357,7 @@ def details_of(error):
 
 @pytest.mark.parametrize(("fields", "reason", "field"), BAD, ids=[f"{f}-{i}" for i, (_, _, f) in enumerate(BAD)])
 def test_bad_input_names_the_field(stub, fields, reason, field):
-    for prefix, call in (("", lambda r: stub.Generate(r)), ("request.", lambda r: list(stub.StreamGenerate(StreamRequest(request=r))))):
+    for prefix, call in (("", stub.Generate), ("request.", lambda r: list(stub.StreamGenerate(StreamRequest(request=r))))):
         with pytest.raises(grpc.RpcError) as caught:
             call(Request(**fields))
         error = caught.value
@@ -366,7 +371,8 @@ def test_bad_input_names_the_field(stub, fields, reason, field):
 
 def test_bad_stream_options_and_messages(client, stub):
     with pytest.raises(grpc.RpcError) as error:
-        list(stub.StreamGenerate(StreamRequest(request=request(), stream=generation_pb2.StreamOptions(max_delay=Duration(seconds=-1)))))
+        options = generation_pb2.StreamOptions(max_delay=Duration(seconds=-1))
+        list(stub.StreamGenerate(StreamRequest(request=request(), stream=options)))
     assert status.from_rpc_error(error.value)[:2] == ("FIELD_INVALID", "stream.max_delay")
     chat = chat_pb2_grpc.ChatServiceStub(client.channel)
     for messages, field in (([], "messages"), ([chat_pb2.ChatMessage(text="x")], "messages[0].role"),
@@ -405,8 +411,8 @@ def test_a_message_over_16_mib_is_refused(stub):
 @given(st.binary(max_size=200))
 def test_random_bytes_get_an_answer_or_a_status(server, data):
     with grpc.insecure_channel(server.address) as channel:
-        for method in ("GenerationService/Generate", "ChatService/Chat", "TokenizerService/Tokenize", "TokenizerService/Detokenize"):
-            call = channel.unary_unary(f"/pyruntime.v1.{method}", lambda b: b, lambda b: b)
+        for method in ("Generation/Generate", "Chat/Chat", "Tokenizer/Tokenize", "Tokenizer/Detokenize"):
+            call = channel.unary_unary("/pyruntime.v1." + method.replace("/", "Service/"), lambda b: b, lambda b: b)
             try:
                 call(data, timeout=20)
             except grpc.RpcError as error:

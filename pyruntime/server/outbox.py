@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Union
 
 from ..engine.events import Delta, Done, Event, Failed, PrefillProgress, Started
 from ..types import TokenLogprob
@@ -38,7 +37,7 @@ class Piece:
         self.size += len(text.encode()) + 5 * len(token_ids) + sum(32 + 24 * len(p.top) for p in logprobs)
 
 
-Item = Union[Started, PrefillProgress, Piece, tuple[int, Done], Failed]
+Item = Started | PrefillProgress | Piece | tuple[int, Done] | Failed
 
 
 class Outbox:
