@@ -373,9 +373,14 @@ class Engine:
         self._prefill_events(step)
         before = self._counts["generated_tokens"]
         now = time.monotonic()
+        flags = sampled["flags"].tolist()
         for flagged in step.flagged:
             if flagged.samples and not flagged.sequence.owner.over:
-                self._accept(flagged.sequence.owner, sampled[flagged.row + flagged.scores], now)
+                row = flagged.row + flagged.scores
+                if flags[row] & 1:
+                    self._fail_not_finite(flagged.sequence.owner)
+                else:
+                    self._accept(flagged.sequence.owner, sampled, row, now)
         self._rates.append((now, self._counts["generated_tokens"] - before))
 
     def _admit(self, sequence: Sequence, now: float) -> None:
@@ -420,22 +425,18 @@ class Engine:
                 assert request.scores is not None
                 request.scores += _prompt_logprobs(f, request.prompt, logits, sampled)
 
-    def _accept(self, candidate: _Candidate, row: np.void, now: float) -> None:
+    def _accept(self, candidate: _Candidate, sampled: np.ndarray, row: int, now: float) -> None:
         """One more token of an answer: its text, its delta, and whether it was the last."""
         sequence, params = candidate.sequence, candidate.request.params
-        if row["flags"] & 1:
-            self._fail(candidate.request, EngineFailed(
-                f"request '{candidate.request.id}': the logits of output token {sequence.generated + 1} are not finite; "
-                f"the weights of '{self.name}' are damaged or overflow: check or fetch the file again"))
-            return
         token = sequence.tokens[-1]
-        candidate.first_token = candidate.first_token or now
+        if not candidate.first_token:
+            candidate.first_token = now
         self._counts["generated_tokens"] += 1
         if sequence.penalized:
             self.backend.history_extend(sequence.seat, np.array([token], np.int32), True)
         logprobs: tuple[TokenLogprob, ...] = ()
         if params.logprobs is not None:
-            logprobs = (_logprob(row),)
+            logprobs = (_logprob(sampled[row]),)
             candidate.logprobs += logprobs
         reason: FinishReason | None = None
         matched: str | int | None = None
@@ -447,16 +448,23 @@ class Engine:
         shown = (reason is None or params.include_stop) and token < self.tokenizer.vocab_size
         text = candidate.text.feed(token) if shown else ""
         if reason is None:
-            if candidate.text.stopped:
+            if candidate.text.stopped is not None:
                 reason, matched = FinishReason.STOP_STRING, candidate.text.stopped
             elif sequence.generated >= candidate.limit:
                 reason = FinishReason.LENGTH if sequence.generated == params.max_tokens else FinishReason.CONTEXT
         if reason is not None:
             text += candidate.text.finish()
-        candidate.parts.append(text)
+        if text:
+            candidate.parts.append(text)
         self._emit(candidate, Delta(text, (token,), logprobs))
         if reason is not None:
             self._finish(candidate, reason, matched)
+
+    def _fail_not_finite(self, candidate: _Candidate) -> None:
+        request = candidate.request
+        self._fail(request, EngineFailed(
+            f"request '{request.id}': the logits of output token {candidate.sequence.generated + 1} are not finite; "
+            f"the weights of '{self.name}' are damaged or overflow: check or fetch the file again"))
 
     def _finish(self, candidate: _Candidate, reason: FinishReason, matched: str | int | None = None) -> None:
         """End a candidate with the answer it has."""

@@ -41,6 +41,7 @@ class Sequence:
     computed: int = 0                          # tokens whose K and V are in the cache
     cached: int = 0                            # prompt tokens that came from the prefix cache
     tables: list[list[int]] = field(default_factory=list)   # one block table per cache group; empty = waiting
+    room: int = 0                              # tokens its pages can hold
     seat: int = -1                             # row of the scheduler's stores and number of the token history
     order: tuple[int, int] = (0, 0)            # (-priority, arrival)
     preemptions: int = 0
@@ -77,6 +78,18 @@ class Step:
     preempted: list[Sequence]
 
 
+@dataclass(slots=True)
+class _Line:
+    """A step in which every running sequence decodes; it stays the same but for tokens and positions until somebody comes
+    or goes, so it is kept."""
+
+    parts: list[tuple[Sequence, int]]
+    flagged: list[Flagged]
+    sequences: list[Sequence]
+    seats: np.ndarray                          # i64 [n]
+    constrained: bool                          # somebody has a bias or a mask
+
+
 def _order(sequence: Sequence) -> tuple[int, int]:
     return sequence.order
 
@@ -101,6 +114,9 @@ class Scheduler:
         self._tables = tuple(np.zeros((self.max_running, pages_for(self.context)), np.int32) for _ in pages)
         self._sampling = greedy_rows(self.max_running)
         self._score_row = greedy_rows(1)
+        self._line: _Line | None = None
+        self._count = np.arange(self.max_running + 1, dtype=np.int32)
+        self._ones, self._base = np.ones(self.max_running, np.uint8), np.full(self.max_running, -1, np.int32)
 
     def fits(self, prompt: int) -> None:
         """ContextLengthExceeded unless a prompt of so many tokens and one token of answer fit."""
@@ -120,17 +136,24 @@ class Scheduler:
         """The next step, or None when nothing is left to compute. Every step is committed before the next is scheduled."""
         preempted = self._grow()
         admitted = [] if preempted else self._admit()
-        return self._build(admitted, preempted) if self.running else None
+        if self._line is not None:
+            return self._decode(self._line)
+        parts = self._divide()
+        return self._build(parts, admitted, preempted) if parts else None
 
     def commit(self, step: Step, tokens: np.ndarray) -> None:
         """Enter what the step computed. `tokens` [rows]: each row's sampled token, negative = none."""
+        sampled = tokens.tolist()
         for sequence, count in step.parts:
             sequence.computed += count
         for flagged in step.flagged:
             if flagged.scores:
                 flagged.sequence.scored = flagged.first + flagged.scores
-            if flagged.samples and (token := int(tokens[flagged.row + flagged.scores])) >= 0:
-                flagged.sequence.tokens.append(token)
+            if flagged.samples:
+                if (token := sampled[flagged.row + flagged.scores]) >= 0:
+                    flagged.sequence.tokens.append(token)
+                else:
+                    self._line = None
 
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out, in whatever state; its seat and pages are free afterwards. Again is no error."""
@@ -169,9 +192,9 @@ class Scheduler:
     def _grow(self) -> list[Sequence]:
         """Pages for every running sequence's newest token, the youngest giving theirs up when none are left."""
         preempted: list[Sequence] = []
-        for sequence in self.running.copy():
+        for sequence in [s for s in self.running if len(s.tokens) > s.room]:
             need = pages_for(len(sequence.tokens))
-            while sequence.seat >= 0 and need > len(sequence.tables[0]) and not self._extend(sequence, need):
+            while sequence.seat >= 0 and not self._extend(sequence, need):
                 preempted.append(self._preempt(self.running[-1]))
         return preempted
 
@@ -184,6 +207,7 @@ class Scheduler:
             had = len(table)
             table += pool.allocate(need - had, table[-1] if table else -1)
             store[sequence.seat, had:need] = table[had:]
+        sequence.room = need * PAGE_TOKENS
         return True
 
     def _preempt(self, sequence: Sequence) -> Sequence:
@@ -199,7 +223,8 @@ class Scheduler:
         for pool, table in zip(self.pools, sequence.tables, strict=True):
             pool.release(table)
         self._seats.append(sequence.seat)
-        sequence.tables, sequence.seat, sequence.computed = [], -1, 0
+        sequence.tables, sequence.seat, sequence.computed, sequence.room = [], -1, 0, 0
+        self._line = None
 
     def _admit(self) -> list[Sequence]:
         """Seats for the first in line while seats, budget and pages last; one page per running sequence stays in reserve."""
@@ -219,6 +244,7 @@ class Scheduler:
             self._sampling[sequence.seat] = sequence.sampling[0]
             self._sampling[sequence.seat]["history"] = sequence.seat if sequence.penalized else -1
             insort(self.running, sequence, key=_order)
+            self._line = None
             admitted.append(sequence)
             budget -= len(sequence.tokens)
         return admitted
@@ -247,8 +273,34 @@ class Scheduler:
                 parts.append((s, count))
         return parts
 
-    def _build(self, admitted: list[Sequence], preempted: list[Sequence]) -> Step:
-        parts = self._divide()
+    def _decode(self, line: _Line) -> Step:
+        """The kept step with its newest tokens."""
+        sequences, n = line.sequences, len(line.sequences)
+        positions = np.array([s.computed for s in sequences], np.int32)
+        kv_lens = positions + 1
+        width = pages_for(int(kv_lens.max()))
+        if line.constrained:
+            sampling, bias_ids, bias_values, masks = self._rows(line.flagged, n)
+        else:
+            sampling, bias_ids, bias_values, masks = self._sampling[line.seats], _NO_IDS, _NO_VALUES, None
+            sampling["position"] = [len(s.tokens) - s.prompt for s in sequences]
+        batch = Batch(
+            tokens=np.array([s.tokens[-1] for s in sequences], np.int32), positions=positions, starts=self._count[: n + 1],
+            kv_lens=kv_lens, tables=tuple(store[line.seats, :width] for store in self._tables), rows=self._count[:n],
+            sampling=sampling, roles=self._ones[:n], adapters=self._base[:n], bias_ids=bias_ids, bias_values=bias_values,
+            masks=masks)
+        return Step(batch, line.parts, line.flagged, [], [])
+
+    def _keep(self, parts: list[tuple[Sequence, int]], flagged: list[Flagged]) -> None:
+        """Keep a step in which everybody decoded a generated token, or will: one row each, none scores."""
+        sequences = [s for s, _ in parts]
+        if len(sequences) == len(self.running) == len(flagged) and all(f.samples and not f.scores for f in flagged):
+            line = [(s, 1) for s in sequences]
+            kept = [Flagged(s, row, 0, 0, True) for row, s in enumerate(sequences)]
+            self._line = _Line(line, kept, sequences, np.array([s.seat for s in sequences]), any(
+                s.bias is not None or s.mask is not None or s.early_mask is not None for s in sequences))
+
+    def _build(self, parts: list[tuple[Sequence, int]], admitted: list[Sequence], preempted: list[Sequence]) -> Step:
         tokens: list[int] = []
         positions: list[int] = []
         roles: list[int] = []
@@ -287,6 +339,7 @@ class Scheduler:
             kv_lens=np.array(kv_lens, np.int32), tables=tuple(store[seats, :width] for store in self._tables),
             rows=np.array(rows, np.int32), sampling=sampling, roles=np.array(roles, np.uint8),
             adapters=np.full(len(parts), -1, np.int32), bias_ids=bias_ids, bias_values=bias_values, masks=masks)
+        self._keep(parts, flagged)
         return Step(batch, parts, flagged, admitted, preempted)
 
     def _rows(self, flagged: list[Flagged], rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
