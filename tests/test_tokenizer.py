@@ -62,9 +62,7 @@ CHARACTERS = st.one_of(
 )
 TEXTS = st.one_of(
     st.text(CHARACTERS, max_size=60),
-    st.lists(st.sampled_from([*EDGES, "the", " of", "   ", "Hello", " world", "2024"]), max_size=8).map(
-        "".join
-    ),
+    st.lists(st.sampled_from([*EDGES, "the", " of", "   ", "Hello", " world", "2024"]), max_size=8).map("".join),
 )
 
 
@@ -128,11 +126,7 @@ def test_every_code_point_is_of_the_right_class(split):
     ours, reference = both("pairs", split)
     points = [chr(c) for c in range(0x110000) if c % 61 == 0 or not any(c in r for r in LARGE)]
     for first in range(0, len(points), 2048):
-        some = [
-            c
-            for c in points[first : first + 2048]
-            if is_assigned(c) or split != "smollm" and c not in SURROGATES
-        ]
+        some = [c for c in points[first : first + 2048] if is_assigned(c) or split != "smollm" and c not in SURROGATES]
         text = "".join(f"x{c}1{c}{c}." for c in some)
         if ours.encode(text) != reference.encode(text).ids:
             wrong = [c for c in some if ours.encode(f"x{c}1{c}{c}.") != reference.encode(f"x{c}1{c}{c}.").ids]
@@ -221,11 +215,7 @@ def with_extra():
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    text=st.lists(
-        st.sampled_from([*EXTRA, "<|im_e", "nd|>", "<", "<tool", "a", "b", " ", "x"]), max_size=12
-    ).map("".join)
-)
+@given(text=st.lists(st.sampled_from([*EXTRA, "<|im_e", "nd|>", "<", "<tool", "a", "b", " ", "x"]), max_size=12).map("".join))
 def test_added_tokens_equal_tokenizers(with_extra, text):
     ours, reference = with_extra
     reference.encode_special_tokens = True
@@ -280,9 +270,7 @@ def test_beginning_and_end_as_the_model_says():
     assert ours.end_ids == [2, 3]
     meta["tokenizer.ggml.pre"] = "llama-bpe"
     del meta["tokenizer.ggml.add_bos_token"]
-    assert Tokenizer.from_gguf_metadata(meta).add_bos, (
-        "llama3 texts begin with a token unless the file says otherwise"
-    )
+    assert Tokenizer.from_gguf_metadata(meta).add_bos, "llama3 texts begin with a token unless the file says otherwise"
 
 
 # ---- the other files ----
@@ -297,25 +285,18 @@ def test_tokenizer_json(split, normalize, tmp_path):
     reference.add_special_tokens([AddedToken("<|begin|>", special=True)])
     reference.add_tokens([AddedToken("<think>", normalized=False)])
     begin = reference.token_to_id("<|begin|>")
-    reference.post_processor = processors.TemplateProcessing(
-        "<|begin|> $A", special_tokens=[("<|begin|>", begin)]
-    )
+    reference.post_processor = processors.TemplateProcessing("<|begin|> $A", special_tokens=[("<|begin|>", begin)])
     if normalize:
         reference.normalizer = normalizers.NFC()
     path = tmp_path / "tokenizer.json"
     reference.save(str(path))
-    ours = Tokenizer.from_tokenizer_json(
-        path, {"eos_token": {"content": "<|endoftext|>"}, "chat_template": "{{ 1 }}"}
-    )
+    ours = Tokenizer.from_tokenizer_json(path, {"eos_token": {"content": "<|endoftext|>"}, "chat_template": "{{ 1 }}"})
     reference = tokenizers.Tokenizer.from_file(str(path))
     assert (ours.bos_id, ours.eos_id, ours.vocab_size) == (begin, 50256, reference.get_vocab_size())
     assert ours.chat_template == "{{ 1 }}"
     for text in [*EDGES, "<think>a</think>", "e\u0301 \u212b <|begin|>"]:
         assert ours.encode(text, allow_special=True) == reference.encode(text).ids, text
-        assert (
-            ours.encode(text, add_special=False, allow_special=True)
-            == reference.encode(text, add_special_tokens=False).ids
-        )
+        assert ours.encode(text, add_special=False, allow_special=True) == reference.encode(text, add_special_tokens=False).ids
 
 
 def test_tokenizer_json_with_merges_of_either_form():
@@ -342,9 +323,7 @@ def test_vocab_and_merges(tmp_path):
 # ---- time, threads ----
 
 
-@pytest.mark.parametrize(
-    "text", ["a", " ", "\n", " \n", "1", "'", "'s", "é", "<|im_", "<|im_end|>", "ab ", "\xa0", "\u3000"]
-)
+@pytest.mark.parametrize("text", ["a", " ", "\n", " \n", "1", "'", "'s", "é", "<|im_", "<|im_end|>", "ab ", "\xa0", "\u3000"])
 @pytest.mark.parametrize("name, split", PAIRS)
 def test_steps_grow_with_length(name, split, text):
     """Steps of twice the text are less than 2.5 times as many, the longest word included."""

@@ -30,9 +30,7 @@ def stopped_by_the_book(text: str, stops: list[str], include: bool) -> tuple[str
     return text, None
 
 
-IDS = st.lists(
-    st.integers(0, 50255) | st.integers(0, 255) | st.sampled_from([172, 253, 237, 223]), max_size=40
-)
+IDS = st.lists(st.integers(0, 50255) | st.integers(0, 255) | st.sampled_from([172, 253, 237, 223]), max_size=40)
 
 
 @settings(max_examples=300, deadline=None)
@@ -70,9 +68,7 @@ STOPS = st.lists(st.text("ab\né", min_size=1, max_size=5), max_size=4)
 
 
 @settings(max_examples=400, deadline=None)
-@given(
-    parts=st.lists(st.text("ab\né", min_size=1, max_size=4), max_size=15), stops=STOPS, include=st.booleans()
-)
+@given(parts=st.lists(st.text("ab\né", min_size=1, max_size=4), max_size=15), stops=STOPS, include=st.booleans())
 @example(parts=["aab"], stops=["ab", "aab", "b"], include=False)
 @example(parts=["a", "a", "a", "b"], stops=["aab"], include=False)
 def test_stop_strings(gpt2, parts, stops, include):

@@ -43,9 +43,7 @@ class ChatTemplate:
         """source: the template; the model's own unless given."""
         found = source if source is not None else tokenizer.chat_template
         if found is None:
-            raise ModelInvalid(
-                "tokenizer.chat_template: the model has no chat template; give a prompt instead"
-            )
+            raise ModelInvalid("tokenizer.chat_template: the model has no chat template; give a prompt instead")
         self._tokenizer = tokenizer
         self._source = found
         self._renderer = _Renderer(found)
@@ -98,13 +96,12 @@ class ChatTemplate:
     ) -> tuple[str, dict[int, str]]:
         """The rendering with marks, and the table that takes them back."""
         _check_messages(messages)
-        if continue_final_message and add_generation_prompt:
-            add_generation_prompt = False
-        given, back = self._marks.put({"messages": messages, "tools": tools, **args})
-        given["add_generation_prompt"] = add_generation_prompt
+        tag = secrets.token_hex(16) + " " if continue_final_message else ""
+        given, back = self._marks.put({"messages": messages, "tools": tools, **args}, tag)
+        given["add_generation_prompt"] = add_generation_prompt and not continue_final_message
         given["bos_token"], given["eos_token"] = self._tokenizer.bos_token, self._tokenizer.eos_token
         text = self._renderer.render(given)
-        return (_cut(text, given["messages"][-1]) if continue_final_message else text), back
+        return (_cut(text, tag) if tag else text), back
 
 
 def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
@@ -115,20 +112,29 @@ def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
             raise FieldInvalid(f"messages[{i}]: must be an object with a role", field=f"messages[{i}].role")
 
 
-def _cut(text: str, message: Mapping[str, Any]) -> str:
-    """text up to the end of the content of its last message."""
+def _tag_end(message: Any, tag: str) -> None:
+    """Puts tag at the end of the message's text, where the rendering is to be cut."""
     content = message.get("content")
-    if isinstance(content, list):
-        texts = [part["text"] for part in content if isinstance(part, dict) and "text" in part]
-        content = texts[-1] if texts else None
-    if not isinstance(content, str) or content.strip() not in text:
+    if isinstance(content, str):
+        message["content"] = content + tag
+        return
+    parts = content if isinstance(content, list) else []
+    for part in reversed(parts):
+        if isinstance(part, dict) and isinstance(part.get("text"), str):
+            part["text"] += tag
+            return
+    raise FieldInvalid("continue_final_message: the last message has no text", field="continue_final_message")
+
+
+def _cut(text: str, tag: str) -> str:
+    """text up to the tag; without the space before it where the template trimmed the space after it."""
+    at = text.rfind(tag.strip())
+    if at < 0:
         raise FieldInvalid(
             "continue_final_message: the template does not write the last message as it is",
             field="continue_final_message",
         )
-    at = text.rindex(content.strip())
-    whole = content.lstrip()
-    return text[: at + len(whole)] if text.startswith(whole, at) else text[: at + len(content.strip())]
+    return text[:at] if text.startswith(tag, at) else text[:at].rstrip()
 
 
 class _Marks:
@@ -162,8 +168,9 @@ class _Marks:
                 found.add(text)
         return found
 
-    def put(self, given: dict[str, Any]) -> tuple[dict[str, Any], dict[int, str]]:
-        """given with marks in all its strings, and the table that takes them back: empty without marks."""
+    def put(self, given: dict[str, Any], tag: str) -> tuple[dict[str, Any], dict[int, str]]:
+        """A copy of given with marks in all its strings and the tag at the end of the last message, and the table
+        that takes the marks back: empty without any."""
         try:
             plain = json.dumps(given, ensure_ascii=False)
         except (TypeError, ValueError, RecursionError) as error:
@@ -171,6 +178,8 @@ class _Marks:
         if len(plain) > MOST_BYTES:
             raise FieldInvalid(f"messages: {len(plain)} characters; at most {MOST_BYTES}", field="messages")
         given = json.loads(plain)
+        if tag:
+            _tag_end(given["messages"][-1], tag)
         if not any(c in plain for c in self._edges):
             return given, {}
         while True:

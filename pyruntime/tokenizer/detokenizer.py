@@ -22,9 +22,7 @@ class _Matcher:
     def __init__(self, stop: str) -> None:
         self.stop = stop
         self.matched = 0
-        self.fallback = [0] * len(
-            stop
-        )  # the longest proper prefix of stop that its first i + 1 characters end with
+        self.fallback = [0] * len(stop)  # the longest proper prefix of stop that its first i + 1 characters end with
         k = 0
         for i in range(1, len(stop)):
             while k and stop[i] != stop[k]:

@@ -101,9 +101,7 @@ def from_gguf_metadata(meta: Mapping[str, object]) -> Spec:
     llama3 = find_split(pre) == find_split("llama3")
 
     def token_id(name: str) -> int | None:
-        return _id(
-            meta.get(f"tokenizer.ggml.{name}_token_id"), len(tokens), f"tokenizer.ggml.{name}_token_id"
-        )
+        return _id(meta.get(f"tokenizer.ggml.{name}_token_id"), len(tokens), f"tokenizer.ggml.{name}_token_id")
 
     bos, eos = token_id("bos"), token_id("eos")
     add_bos = _flag(meta, "tokenizer.ggml.add_bos_token", default=llama3)
@@ -134,10 +132,7 @@ def from_tokenizer_json(source: str | Path | bytes, config: Mapping[str, object]
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(name):
             raise ModelInvalid(f"tokenizer.json: model.{name} is not supported")
-    added = [
-        _object(a, "tokenizer.json: added_tokens")
-        for a in _list(data.get("added_tokens") or [], "added_tokens")
-    ]
+    added = [_object(a, "tokenizer.json: added_tokens") for a in _list(data.get("added_tokens") or [], "added_tokens")]
     tokens, kinds = _json_vocabulary(_object(model.get("vocab"), "tokenizer.json: model.vocab"), added)
     by_text = {token: i for i, token in enumerate(tokens)}
 
@@ -238,9 +233,7 @@ def _gguf_kinds(value: object, n: int) -> list[int]:
     try:
         return [known[t] for t in (types.tolist() if hasattr(types, "tolist") else types)]  # type: ignore[index]
     except (KeyError, TypeError) as error:
-        raise ModelInvalid(
-            f"tokenizer.ggml.token_type: {error} is not a token type; they are 1 to 6"
-        ) from None
+        raise ModelInvalid(f"tokenizer.ggml.token_type: {error} is not a token type; they are 1 to 6") from None
 
 
 def _end_ids(tokens: Sequence[str], kinds: Sequence[int], named: Iterable[int | None]) -> list[int]:
@@ -324,12 +317,7 @@ def _step(step: dict[str, object]) -> str:
         return "split into bytes" if step.get("use_regex", True) else "bytes"
     if kind == "Digits" and step.get("individual_digits"):
         return "digits"
-    if (
-        kind == "Split"
-        and step.get("behavior") == "Isolated"
-        and not step.get("invert")
-        and isinstance(pattern, dict)
-    ):
+    if kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert") and isinstance(pattern, dict):
         return _REGEXES.get(str(pattern.get("Regex")), "?")
     return "?"
 

@@ -23,9 +23,7 @@ from pyruntime.tokenizer.spec import Kind, Spec
 class Encoder(Protocol):
     """One family's algorithm over one vocabulary. Threads may share it."""
 
-    def encode(
-        self, text: bytes, allow_special: bool
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint32], int]:
+    def encode(self, text: bytes, allow_special: bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint32], int]:
         """Token ids [count], where in text each ends [count], and the steps it took."""
 
     def token(self, id: int) -> bytes:
@@ -60,9 +58,7 @@ def _check_distinct(spec: Spec, ids: Mapping[str, int]) -> None:
             raise ModelInvalid(f"tokenizer: tokens {i} and {ids[token]} are both {token!r:.40}")
 
 
-def _merge_rows(
-    merges: Sequence[str] | Sequence[Sequence[str]], ids: Mapping[str, int]
-) -> npt.NDArray[np.int32]:
+def _merge_rows(merges: Sequence[str] | Sequence[Sequence[str]], ids: Mapping[str, int]) -> npt.NDArray[np.int32]:
     """[n][3] left, right and merged token of every merge, in order of rank."""
     rows: list[int] = []
     for rank, merge in enumerate(merges):
@@ -73,9 +69,7 @@ def _merge_rows(
         try:
             rows += (ids[left], ids[right], ids[left + right])
         except KeyError as error:
-            raise ModelInvalid(
-                f"tokenizer: merge {rank} needs the token {error.args[0]!r:.60}, not there"
-            ) from None
+            raise ModelInvalid(f"tokenizer: merge {rank} needs the token {error.args[0]!r:.60}, not there") from None
     return np.array(rows, np.int32).reshape(-1, 3)
 
 
@@ -112,9 +106,7 @@ class Tokenizer:
         return cls(specs.from_gguf_metadata(meta))
 
     @classmethod
-    def from_tokenizer_json(
-        cls, source: str | Path | bytes, config: Mapping[str, object] | None = None
-    ) -> Tokenizer:
+    def from_tokenizer_json(cls, source: str | Path | bytes, config: Mapping[str, object] | None = None) -> Tokenizer:
         return cls(specs.from_tokenizer_json(source, config))
 
     @classmethod
@@ -126,9 +118,7 @@ class Tokenizer:
         """Whether a text gets the beginning-of-sequence token unless the caller says otherwise."""
         return self.bos_id is not None and self.bos_id in self._prefix
 
-    def encode(
-        self, text: str | bytes, add_special: bool | None = None, allow_special: bool = False
-    ) -> list[int]:
+    def encode(self, text: str | bytes, add_special: bool | None = None, allow_special: bool = False) -> list[int]:
         """Token ids of text.
 
         add_special: True puts the beginning-of-sequence token, False adds nothing, None what the model does.
@@ -142,9 +132,7 @@ class Tokenizer:
         """As encode. [count]"""
         return self._encode(text, add_special, allow_special)[0].copy()
 
-    def offsets(
-        self, text: str | bytes, add_special: bool | None = None, allow_special: bool = False
-    ) -> npt.NDArray[np.int64]:
+    def offsets(self, text: str | bytes, add_special: bool | None = None, allow_special: bool = False) -> npt.NDArray[np.int64]:
         """[count, 2] where each token of encode begins and ends, in bytes of the UTF-8 of text (normalized,
         where the model does that). Tokens that were added are empty."""
         ends = self._encode(text, add_special, allow_special)[1]
