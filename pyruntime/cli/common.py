@@ -105,7 +105,7 @@ def decode(data: bytes, where: str) -> str:
 
 def say_json(facts: Any) -> None:
     """One JSON document on stdout."""
-    click.echo(json.dumps(facts, ensure_ascii=False, indent=2))
+    click.echo(json.dumps(facts, ensure_ascii=False))
 
 
 def say_table(rows: Sequence[Sequence[object]], right: str = "") -> None:
