@@ -281,6 +281,7 @@ def test_models_and_server_facts(client, llm):
     assert all(stub.GetModel(model_pb2.GetModelRequest(name=name)).model == model for name in ("", "tiny"))
     info = client.info()
     assert info.version and info.kv_block_tokens == 16 and info.kv_cache_bytes > 0 and info.max_running_requests == 8
+    assert info.cpu.isa_selected in info.cpu.isa_detected and info.compute_threads == llm.engine.backend.threads
     assert info.cpu.model and info.start_time.seconds > 1.6e9
 
 

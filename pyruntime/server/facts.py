@@ -9,6 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._core import _engine
+from ..backends.native import NativeBackend
+from ..loading import kv_bytes_per_token
+from ..plan import PAGE_TOKENS
 from .models import Facts
 from .pb import admin_pb2
 
@@ -46,16 +50,25 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
 
 def cache_bytes(engines: Iterable[Engine]) -> int:
     """Bytes of K and V that the engines' pages hold."""
-    from ..loading import kv_bytes_per_token
-    from ..plan import PAGE_TOKENS
-
     return sum(e.stats().pages_total * PAGE_TOKENS * kv_bytes_per_token(e.backend.plan) for e in engines)
 
 
 def cpu_of(engines: Iterable[Engine]) -> tuple[admin_pb2.GetServerInfoResponse.Cpu, int]:
-    """The processor, the instruction sets it can run and the one in use; and how many threads compute."""
+    """The processor, the instruction sets it can run, the one in use and why no better one is; and how many threads compute.
+
+    Of the first engine on the native backend; without one there is no set in use."""
+    native = next((e.backend for e in engines if isinstance(e.backend, NativeBackend)), None)
     vendor, model = cpu_names()
-    return admin_pb2.GetServerInfoResponse.Cpu(vendor=vendor, model=model), 0
+    sets = _engine.isas()
+    out = admin_pb2.GetServerInfoResponse.Cpu(
+        vendor=vendor, model=model, isa_detected=[name for name, missing in sets if not missing])
+    if native is None:
+        return out, 0
+    out.isa_selected = native.isa
+    better = sets[[name for name, _ in sets].index(native.isa) + 1 :]
+    out.isa_reason = "; ".join(f"{name}: this processor lacks {missing}" if missing else f"{name}: {native.isa} was asked for"
+                               for name, missing in better)
+    return out, native.threads
 
 
 def cpu_names() -> tuple[str, str]:
