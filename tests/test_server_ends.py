@@ -208,6 +208,16 @@ def test_an_engines_failure_is_internal_and_the_server_lives():
         engine.close()
 
 
+def test_tokens_that_only_pad_the_embedding_have_no_bytes(client):
+    """The model here has one more token than the tokenizer."""
+    padding = TOKENIZER.vocab_size
+    answer = client.generate([5], max_tokens=3, allowed_token_ids=[padding], logprobs=1, token_ids=True, prompt_logprobs=True)
+    assert list(answer.candidates[0].token_ids) == [padding] * 3 and answer.candidates[0].text == ""
+    assert [p.token_bytes for p in answer.candidates[0].logprobs] == [b""] * 3
+    with pytest.raises(FieldInvalid):
+        client.detokenize([padding])
+
+
 def test_a_full_queue_and_a_long_wait_are_resource_exhausted():
     engine = Engine(HashBackend(before=lambda _: time.sleep(0.005)), TOKENIZER, max_running=1, max_waiting=1)
     try:

@@ -51,6 +51,10 @@ class Served:
     def tokenizer(self) -> Tokenizer:
         return self.engine.tokenizer
 
+    def token_bytes(self, id: int) -> bytes:
+        """A token's exact bytes; none of those that only pad the embedding."""
+        return self.tokenizer.token_bytes(id) if id < self.tokenizer.vocab_size else b""
+
     @property
     def revision(self) -> str:
         return self.facts.revision

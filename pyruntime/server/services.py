@@ -75,7 +75,7 @@ class Job:
 
     def logprobs(self, positions) -> list:
         """Positions as messages; empty unless asked for."""
-        return convert.token_logprobs(positions or (), self.served.tokenizer.token_bytes)
+        return convert.token_logprobs(positions or (), self.served.token_bytes)
 
 
 def shows_text(output: generation_pb2.OutputOptions) -> bool:
