@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import socket
 import subprocess
@@ -154,6 +155,19 @@ def test_a_time_budget_ends_with_partial_text_and_ok(client):
     assert "".join(e.delta.text for e in events) and events[-1].HasField("done")
 
 
+def test_what_ends_while_it_waits_for_a_place_has_a_start_too(client, engine):
+    for call in (client.generate("x", time_budget=0.0), client.generate("x", time_budget=0.0, n=2)):
+        assert {c.finish.reason for c in call.candidates} == {common_pb2.FINISH_REASON_TIME_BUDGET}
+    others = [client.stream("hello", max_tokens=150, ignore_end=True) for _ in range(8)]
+    for other in others:
+        next(other)
+    kinds = [e.WhichOneof("event") for e in client.stream_generate("x", time_budget=0.05, n=2)]
+    assert kinds == ["started", "candidate_done", "candidate_done", "done"]
+    for other in others:
+        other.close()
+    assert idle(engine)
+
+
 def test_the_first_delta_comes_long_before_the_end(client, engine):
     before = engine.stats().generated_tokens
     stream = client.stream("hello", max_tokens=200, ignore_end=True)
@@ -243,6 +257,22 @@ def test_a_full_queue_and_a_long_wait_are_resource_exhausted():
             assert idle(engine)
     finally:
         engine.close()
+
+
+def test_an_engine_that_is_closed_under_a_call_is_unavailable():
+    engine = slow_engine()
+    with serving({"m": engine}) as server, Client(server.address) as client:
+        stream = client.stream("hello", max_tokens=200, ignore_end=True)
+        next(stream)
+        threading.Thread(target=engine.close).start()
+        with pytest.raises(ServerError) as error:
+            list(stream)
+        assert (error.value.code, error.value.reason) == ("UNAVAILABLE", "DRAINING")
+        until(lambda: not engine.healthy)
+        with pytest.raises(EngineFailed, match="closed"):
+            client.generate("x")
+        health = health_pb2_grpc.HealthStub(client.channel)
+        until(lambda: health.Check(health_pb2.HealthCheckRequest(service="model/m")).status == NOT_SERVING)
 
 
 # ---- draining ----
@@ -405,6 +435,23 @@ def test_a_key_is_asked_for_everywhere_but_health(engine):
             with Client(server.address, api_key=key) as client:
                 assert client.generate("x", max_tokens=2, ignore_end=True).usage.output_tokens == 2
                 assert len(list(client.stream_generate("x", max_tokens=2, ignore_end=True))) >= 4
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_tls(engine, tmp_path):
+    made = subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost", "-keyout", tmp_path / "key", "-out", tmp_path / "chain"], capture_output=True)
+    assert made.returncode == 0, made.stderr
+    chain, key = (tmp_path / "chain").read_bytes(), (tmp_path / "key").read_bytes()
+    with serving({"m": engine}, address="localhost:0", tls=(chain, key)) as server:
+        with Client(server.address, root_certificates=chain) as client:
+            assert client.generate("x", max_tokens=2, ignore_end=True).usage.output_tokens == 2
+        with Client(server.address, timeout=5) as plain, pytest.raises(ServerError) as error:
+            plain.info()
+        assert error.value.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+    with pytest.raises(FieldInvalid, match="PEM"), serving({"m": engine}, tls=(b"no", b"key")):
+        pass
 
 
 def test_an_open_address_needs_a_guard(engine):

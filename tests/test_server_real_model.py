@@ -9,7 +9,8 @@ from server_fixture import serving
 from pyruntime.client import Client
 
 QUESTIONS = ["Why is the sky blue?", "Name three rivers.", "Write a haiku about rain.", "What is 12 times 12?",
-             "Explain tides to a child.", "Who was Ada Lovelace?", "Translate 'good morning' into French.", "List the primes below 30."]
+             "Explain tides to a child.", "Who was Ada Lovelace?", "Translate 'good morning' into French.",
+             "List the primes below 30."]
 
 
 @pytest.fixture(scope="module")

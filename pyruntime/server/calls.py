@@ -3,11 +3,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from ..engine.events import Event
+from ..errors import QueueFull
 
+T = TypeVar("T")
+MAX_CALLS = 4096
+#: Threads that check, tokenize and render. Most of their time they wait: for a template's process, or for each other.
+THREADS = 16
 Receiver = Callable[[int, Event], None]
 
 
@@ -26,7 +32,8 @@ class Call:
 
 
 class Calls:
-    """Every running call, and the sink of every engine. All methods but `put` belong to the event loop."""
+    """Every running call, the sink of every engine, and the threads beside the event loop. All methods but `put` belong
+    to the loop."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -35,6 +42,7 @@ class Calls:
         self._idle = asyncio.Event()
         self._idle.set()
         self._ending = False
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pyruntime server")
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -47,8 +55,14 @@ class Calls:
             if not self.loop.is_closed():
                 raise
 
+    def beside(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Run `work` in a thread."""
+        return self.loop.run_in_executor(self._threads, work)
+
     def open(self, receiver: Receiver) -> Call:
         """A new call of the running task; its events go to `receiver`. Close it whatever happens."""
+        if len(self._calls) >= MAX_CALLS:
+            raise QueueFull(f"{MAX_CALLS} calls are open; try again later")
         call = Call(f"c{next(self._ids)}", receiver)
         self._calls[call.id] = call
         self._idle.clear()
@@ -57,7 +71,7 @@ class Calls:
     async def start(self, call: Call, submit: Callable[[], Any]) -> Any:
         """Run `submit` in a thread; it returns something with a `handle`. If the call is cancelled meanwhile, what was
         submitted is cancelled as soon as it exists."""
-        work = asyncio.ensure_future(asyncio.to_thread(submit))
+        work = self.beside(submit)
         try:
             job = await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -98,6 +112,10 @@ class Calls:
             if call.writing is not None and now - call.writing > timeout and not call.stalled and call.task:
                 call.stalled = True
                 call.task.cancel()
+
+    def shut_down(self) -> None:
+        """End the threads, without waiting for what they do."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _deliver(self, events: list[tuple[str, int, Event]]) -> None:
         for id, candidate, event in events:

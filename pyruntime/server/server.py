@@ -5,6 +5,7 @@ One event loop that never computes; each engine has its own thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import uuid
@@ -75,7 +76,7 @@ class Server:
         self._sources = dict(models)
         self._own: list[Any] = []
         self._keys, self._tls = keys, tls
-        self._stall_timeout = reader_stall_timeout
+        self._stall_timeout, self._step_timeout = reader_stall_timeout, step_timeout
         self._progress = {name: Progress(step_timeout) for name in models}
         self._health = health.aio.HealthServicer()
         self._reported: dict[str, int] = {}
@@ -97,7 +98,7 @@ class Server:
                 self._loaded(self.models.find(name), source)
         await self._report_health()
         await self._grpc.start()
-        self._tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._watch())]
+        self._tasks = [asyncio.create_task(work) for work in (self._load(), self._watch_readers(), self._watch_health())]
         return self.address
 
     async def stop(self, timeout: float = 30.0, delay: float = 0.0) -> None:
@@ -107,7 +108,8 @@ class Server:
             self._calls.drain()
             return
         self._stopping = True
-        await self._health.enter_graceful_shutdown()
+        with contextlib.suppress(asyncio.TimeoutError):  # somebody who watches and does not read
+            await asyncio.wait_for(self._health.enter_graceful_shutdown(), 1.0)
         if delay:
             await asyncio.sleep(delay)
         self.models.draining = True
@@ -118,6 +120,7 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._grpc.stop(1.0)
+        self._calls.shut_down()
         for model in self._own:
             await asyncio.to_thread(model.close)
 
@@ -130,7 +133,7 @@ class Server:
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(
             services.GenerationService(self.models, self._calls), server)
         chat_pb2_grpc.add_ChatServiceServicer_to_server(services.ChatService(self.models, self._calls), server)
-        tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(services.TokenizerService(self.models), server)
+        tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(services.TokenizerService(self.models, self._calls), server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(services.ModelService(self.models), server)
         admin_pb2_grpc.add_ServerServiceServicer_to_server(services.ServerService(self._info), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -150,8 +153,9 @@ class Server:
                 chain, key = self._tls
                 port = self._grpc.add_secure_port(self.address, grpc.ssl_server_credentials([(key, chain)]))
         except RuntimeError:
-            raise FieldInvalid(f"address {self.address} cannot be listened on; choose another host or port (0 = any free one)",
-                               field="address") from None
+            blame = "" if self._tls is None else ", or certificate and key are not PEM or do not belong together"
+            raise FieldInvalid(f"address {self.address} cannot be listened on{blame}; choose another host or port "
+                               "(0 = any free one)", field="address") from None
         if self.address.startswith("unix:"):
             return self.address
         return f"{self.address.rsplit(':', 1)[0]}:{port}"
@@ -176,12 +180,16 @@ class Server:
     def _loaded(self, served: Served, model: Any) -> None:
         served.ready(getattr(model, "engine", model), facts_of(model))
 
-    async def _watch(self) -> None:
-        """Once a moment: end stalled calls, and tell health what changed."""
-        period = min(1.0, self._stall_timeout / 4)
+    async def _watch_readers(self) -> None:
+        """Once a moment: end the calls whose reader is gone to sleep."""
         while True:
-            await asyncio.sleep(period)
+            await asyncio.sleep(min(1.0, self._stall_timeout / 4))
             self._calls.end_stalled(self._stall_timeout)
+
+    async def _watch_health(self) -> None:
+        """Once a moment: tell health what changed. A task of its own, for a watcher that does not read can hold it up."""
+        while True:
+            await asyncio.sleep(min(1.0, self._step_timeout / 4))
             await self._report_health()
 
     async def _report_health(self) -> None:

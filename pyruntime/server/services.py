@@ -145,8 +145,14 @@ class _Generating:
         try:
             job: Job = await self.calls.start(call, lambda: self._submit(request, call, "request."))
             completions: dict[int, Completion] = {}
+            started = False
             while len(completions) < job.candidates:
-                await self._write(context, call, self._message(job, await outbox.get(), completions))
+                item = await outbox.get()
+                if not started and isinstance(item, tuple):  # ended while it waited for a place
+                    unplaced = Started(item[1].completion.usage.prompt_tokens, 0)
+                    await self._write(context, call, self._message(job, unplaced, completions))
+                started = True
+                await self._write(context, call, self._message(job, item, completions))
             done = list(completions.values())
             await self._write(context, call, self.stream_response(done=generation_pb2.StreamGenerateResponse.Done(
                 usage=None if options.omit_usage else convert.usage(done),
@@ -290,20 +296,20 @@ def render_chat(request, served: Served) -> tuple[str, list[int]]:
 class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
     """Text to tokens and back, in threads."""
 
-    def __init__(self, models: Models) -> None:
-        self.models = models
+    def __init__(self, models: Models, calls: Calls) -> None:
+        self.models, self.calls = models, calls
 
     @rpc
     async def Tokenize(self, request, context):
-        return await asyncio.to_thread(self._tokenize, request)
+        return await self.calls.beside(lambda: self._tokenize(request))
 
     @rpc
     async def Detokenize(self, request, context):
-        return await asyncio.to_thread(self._detokenize, request)
+        return await self.calls.beside(lambda: self._detokenize(request))
 
     @rpc
     async def RenderChat(self, request, context):
-        return await asyncio.to_thread(self._render, request)
+        return await self.calls.beside(lambda: self._render(request))
 
     def _tokenize(self, request) -> Message:
         served = self.models.ready(request.model)
