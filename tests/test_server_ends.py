@@ -437,6 +437,20 @@ def test_a_key_is_asked_for_everywhere_but_health(engine):
                 assert len(list(client.stream_generate("x", max_tokens=2, ignore_end=True))) >= 4
 
 
+def test_keys_come_from_the_environment_and_a_file(engine, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYRUNTIME_API_KEY", raising=False)
+    assert auth.read_keys(None) == []
+    (tmp_path / "keys").write_text("one\n\n two \n")
+    assert auth.read_keys(tmp_path / "keys") == ["one", "two"]
+    monkeypatch.setenv("PYRUNTIME_API_KEY", "three")
+    assert auth.read_keys(tmp_path / "keys") == ["three", "one", "two"]
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(FieldInvalid, match="no key"):
+        auth.read_keys(tmp_path / "empty")
+    with pytest.raises(FieldInvalid, match="empty key"):
+        Server({"m": engine}, api_keys=[""])
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_tls(engine, tmp_path):
     made = subprocess.run(

@@ -15,8 +15,8 @@ from .common import MODEL_OPTIONS, as_json, open_llm, options
 @click.option("--grpc", "address", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT",
               help="Where to listen; port 0 takes a free one.")
 @click.option("--name", help="What clients call the model [default: MODEL].")
-@click.option("--api-key", "api_keys", multiple=True, envvar="PYRUNTIME_API_KEY", show_envvar=True,
-              help="Ask clients for this bearer token; may be given several times.")
+@click.option("--api-key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Ask clients for one of these bearer tokens, one a line; PYRUNTIME_API_KEY gives one as well.")
 @click.option("--tls-cert", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Certificate chain, PEM.")
 @click.option("--tls-key", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its private key, PEM.")
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without key or TLS.")
@@ -27,7 +27,7 @@ from .common import MODEL_OPTIONS, as_json, open_llm, options
               help="Seconds running requests get after SIGTERM.")
 @options(MODEL_OPTIONS)
 @as_json
-def command(model: str, address: str, name: str | None, api_keys: tuple[str, ...], tls_cert: Path | None,
+def command(model: str, address: str, name: str | None, api_key_file: Path | None, tls_cert: Path | None,
             tls_key: Path | None, insecure: bool, drain_timeout: float, as_json: bool, **given: Any) -> None:
     """Serve a model over gRPC until SIGTERM or Ctrl-C.
 
@@ -40,6 +40,7 @@ def command(model: str, address: str, name: str | None, api_keys: tuple[str, ...
     """
     from ..errors import FieldInvalid
     from ..server import run_server
+    from ..server.auth import read_keys
     from ..store import resolve
 
     if (tls_cert is None) != (tls_key is None):
@@ -53,5 +54,5 @@ def command(model: str, address: str, name: str | None, api_keys: tuple[str, ...
         click.echo(json.dumps({"ready": True, "address": bound, "model": name}) if as_json
                    else f"serving {name} on {bound} (Ctrl-C stops)")
 
-    run_server({name: lambda: open_llm(model, given, **more)}, address=address, api_keys=api_keys, tls=tls,
+    run_server({name: lambda: open_llm(model, given, **more)}, address=address, api_keys=read_keys(api_key_file), tls=tls,
                insecure=insecure, drain_timeout=drain_timeout, ready=ready)

@@ -4,7 +4,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import grpc
 
@@ -37,6 +39,17 @@ class BearerAuth(grpc.aio.ServerInterceptor):
     async def _refuse(self, requests, context) -> None:
         await abort(context, PyruntimeError("this server needs a key: send the metadata 'authorization: Bearer KEY'",
                                             reason="AUTH_MISSING"))
+
+
+def read_keys(file: Path | None) -> list[str]:
+    """The keys a server asks for: PYRUNTIME_API_KEY, and a file's, one a line. FieldInvalid for a file without any."""
+    keys = [key] if (key := os.environ.get("PYRUNTIME_API_KEY", "").strip()) else []
+    if file is not None:
+        found = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        if not found:
+            raise FieldInvalid(f"{file} holds no key; write one on each line", field="api_key_file")
+        keys += found
+    return keys
 
 
 def check_exposure(address: str, *, keys: bool, tls: bool, insecure: bool) -> None:

@@ -68,7 +68,9 @@ class Server:
     def __init__(self, models: Mapping[str, Source], *, address: str = "127.0.0.1:0", api_keys: Iterable[str] = (),
                  insecure: bool = False, tls: tuple[bytes, bytes] | None = None, reader_stall_timeout: float = 30.0,
                  step_timeout: float = 120.0) -> None:
-        keys = [key for key in api_keys if key]
+        keys = list(api_keys)
+        if not all(key.strip() for key in keys):
+            raise FieldInvalid("api_keys has an empty key; leave it out or give a real one", field="api_keys")
         check_exposure(address, keys=bool(keys), tls=tls is not None, insecure=insecure)
         self.address = address
         self.models = Models(models)
