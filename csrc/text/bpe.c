@@ -22,10 +22,9 @@ struct rt_bpe {
   uint8_t *kind;              /* [n_tokens] */
   int32_t byte_token[256];    /* or NOTHING */
   rt_table pairs;             /* left << 32 | right -> rank << 32 | merged */
-  rt_table words;             /* hash of a word's bytes -> the token it encodes to; bytes are compared */
+  rt_names words;             /* the tokens that their own bytes encode to */
   trie added;
   rt_split split;
-  uint64_t seed;
 };
 
 /* ---- building ------------------------------------------------------------------------------------------------------- */
@@ -52,25 +51,24 @@ static size_t from_alphabet(const int16_t of[324], const uint8_t *restrict text,
   return count;
 }
 
+/* offset: [n + 1] places in a text, none before the one before it. */
+static rt_code check_offsets(const char *what, const uint32_t *restrict offset, uint32_t n, rt_status *restrict st) {
+  if (offset[0] != 0) return rt_fail(st, RT_BAD_FILE, "tokenizer: the first %s begins at byte %u", what, offset[0]);
+  for (uint32_t i = 0; i < n; i++)
+    if (offset[i] > offset[i + 1]) return rt_fail(st, RT_BAD_FILE, "tokenizer: %s %u ends before it begins", what, i);
+  return RT_OK;
+}
+
 static rt_code check_spec(const rt_bpe_spec *restrict s, rt_status *restrict st) {
   if (s->n_tokens == 0 || s->n_tokens > RT_MAX_TOKENS)
     return rt_fail(st, RT_BAD_FILE, "tokenizer: %u tokens; the vocabulary must have 1 to %d", s->n_tokens, RT_MAX_TOKENS);
   if (s->n_merges > 2 * RT_MAX_TOKENS)
     return rt_fail(st, RT_BAD_FILE, "tokenizer: %u merges; at most %d are supported", s->n_merges, 2 * RT_MAX_TOKENS);
   if ((unsigned)s->split >= RT_SPLIT_COUNT) return rt_fail(st, RT_BAD_FILE, "tokenizer: no pre-tokenizer %d", (int)s->split);
-  if (s->offset[0] != 0) return rt_fail(st, RT_BAD_FILE, "tokenizer: the first token begins at byte %u", s->offset[0]);
-  for (uint32_t id = 0; id < s->n_tokens; id++) {
-    if (s->offset[id] > s->offset[id + 1]) return rt_fail(st, RT_BAD_FILE, "tokenizer: token %u ends before it begins", id);
+  for (uint32_t id = 0; id < s->n_tokens; id++)
     if (s->kind[id] >= RT_TOKEN_KINDS) return rt_fail(st, RT_BAD_FILE, "tokenizer: token %u is of kind %u", id, s->kind[id]);
-  }
-  for (uint64_t i = 0; i < 3 * (uint64_t)s->n_merges; i++)
-    if (s->merges[i] < 0 || (uint32_t)s->merges[i] >= s->n_tokens)
-      return rt_fail(st, RT_BAD_FILE, "tokenizer: merge %llu names token %d of %u", (unsigned long long)i / 3, s->merges[i],
-                     s->n_tokens);
-  for (uint32_t rank = 0; rank < s->n_merges; rank++)
-    if (s->kind[s->merges[3 * (size_t)rank + 2]] == RT_TOKEN_SPECIAL)
-      return rt_fail(st, RT_BAD_FILE, "tokenizer: merge %u makes the special token %d", rank, s->merges[3 * (size_t)rank + 2]);
-  return RT_OK;
+  if (check_offsets("token", s->offset, s->n_tokens, st)) return st->code;
+  return check_offsets("merge", s->merge_offset, s->n_merges, st);
 }
 
 static rt_code no_memory(rt_status *st) { return rt_fail(st, RT_NO_MEMORY, "tokenizer: not enough memory for its tables"); }
@@ -107,14 +105,51 @@ static rt_code copy_tokens(rt_bpe *restrict bpe, const rt_bpe_spec *restrict s, 
 
 static uint64_t pair_key(int32_t left, int32_t right) { return (uint64_t)left << 32 | (uint32_t)right; }
 
-static rt_code copy_merges(rt_bpe *restrict bpe, const rt_bpe_spec *restrict s, rt_status *restrict st) {
-  if (!rt_table_init(&bpe->pairs, s->n_merges, s->seed)) return no_memory(st);
-  for (uint32_t rank = 0; rank < s->n_merges; rank++) {
-    const int32_t *m = s->merges + 3 * (size_t)rank;
-    if (!rt_table_put(&bpe->pairs, pair_key(m[0], m[1]), (uint64_t)rank << 32 | (uint32_t)m[2]))
-      return rt_fail(st, RT_BAD_FILE, "tokenizer: merge %u of tokens %d and %d is there twice", rank, m[0], m[1]);
+/* Every token by its text as the file writes it; unused ones without a text are none. */
+static rt_code name_tokens(rt_names *restrict names, const rt_bpe_spec *restrict s, rt_status *restrict st) {
+  if (!rt_names_init(names, s->text, s->offset, s->n_tokens, s->seed)) return no_memory(st);
+  for (uint32_t id = 0; id < s->n_tokens; id++) {
+    if (s->kind[id] == RT_TOKEN_UNUSED && s->offset[id] == s->offset[id + 1]) continue;
+    const uint32_t same = rt_names_add(names, id);
+    if (same != RT_NO_NAME) return rt_fail(st, RT_BAD_FILE, "tokenizer: tokens %u and %u are the same text", same, id);
   }
   return RT_OK;
+}
+
+/* The merge of one rank. text: [n] "left right"; scratch: [n]. */
+static rt_code copy_merge(rt_bpe *restrict bpe, const rt_names *restrict names, uint32_t rank, const uint8_t *restrict text,
+                          size_t n, uint8_t *restrict scratch, rt_status *restrict st) {
+  const uint8_t *space = memchr(text, ' ', n);
+  const size_t left_n = space ? (size_t)(space - text) : n, right_n = space ? n - left_n - 1 : 0;
+  if (!left_n || !right_n || memchr(space + 1, ' ', right_n))
+    return rt_fail(st, RT_BAD_FILE, "tokenizer: merge %u is not two tokens with a space between them", rank);
+  memcpy(scratch, text, left_n);
+  memcpy(scratch + left_n, space + 1, right_n);
+  const uint32_t left = rt_names_find(names, text, left_n), right = rt_names_find(names, space + 1, right_n);
+  const uint32_t merged = rt_names_find(names, scratch, left_n + right_n);
+  if (left == RT_NO_NAME || right == RT_NO_NAME || merged == RT_NO_NAME)
+    return rt_fail(st, RT_BAD_FILE, "tokenizer: merge %u: %s is not a token", rank,
+                   left == RT_NO_NAME    ? "its left side"
+                   : right == RT_NO_NAME ? "its right side"
+                                         : "what it makes");
+  if (bpe->kind[merged] == RT_TOKEN_SPECIAL)
+    return rt_fail(st, RT_BAD_FILE, "tokenizer: merge %u makes the special token %u", rank, merged);
+  if (!rt_table_put(&bpe->pairs, pair_key((int32_t)left, (int32_t)right), (uint64_t)rank << 32 | merged))
+    return rt_fail(st, RT_BAD_FILE, "tokenizer: merge %u, of tokens %u and %u, is there twice", rank, left, right);
+  return RT_OK;
+}
+
+static rt_code copy_merges(rt_bpe *restrict bpe, const rt_bpe_spec *restrict s, rt_status *restrict st) {
+  const uint32_t *offset = s->merge_offset;
+  rt_names names = {0};
+  uint8_t *scratch = malloc((size_t)offset[s->n_merges] + 1);
+  if (!scratch || !rt_table_init(&bpe->pairs, s->n_merges, s->seed)) no_memory(st);
+  else name_tokens(&names, s, st);
+  for (uint32_t rank = 0; rank < s->n_merges && st->code == RT_OK; rank++)
+    copy_merge(bpe, &names, rank, s->merge_text + offset[rank], offset[rank + 1] - offset[rank], scratch, st);
+  free(names.slot);
+  free(scratch);
+  return st->code;
 }
 
 static rt_code build_trie(rt_bpe *restrict bpe, const rt_bpe_spec *restrict s, rt_status *restrict st) {
@@ -157,8 +192,8 @@ static rt_code build_trie(rt_bpe *restrict bpe, const rt_bpe_spec *restrict s, r
 typedef struct encoder {
   const rt_bpe *restrict bpe;
   const uint8_t *restrict text; /* [n] */
-  int32_t *restrict ids;        /* [count] */
-  uint32_t *restrict ends;      /* [count] or NULL */
+  int32_t *ids;                 /* [count] */
+  uint32_t *ends;               /* [count] or NULL */
   size_t count;
   uint64_t work;
   void *long_word; /* memory for words beyond SHORT_WORD bytes */
@@ -299,23 +334,9 @@ static rt_code merge_long(encoder *restrict e, size_t at, size_t end, rt_status 
 
 /* ---- whole words ---------------------------------------------------------------------------------------------------- */
 
-static uint64_t hash_bytes(uint64_t seed, const uint8_t *restrict bytes, size_t n) {
-  uint64_t hash = seed ^ n;
-  for (size_t i = 0; i < n; i += 8) {
-    uint64_t part = 0;
-    memcpy(&part, bytes + i, n - i < 8 ? n - i : 8);
-    const unsigned __int128 product = (unsigned __int128)(part ^ hash) * (seed | 1);
-    hash = (uint64_t)product ^ (uint64_t)(product >> 64);
-  }
-  return hash >> 1; /* never RT_NONE */
-}
-
-/* The token that text[at..end) encodes to, or NOTHING where it takes several. */
+/* The token that word: [n] bytes encodes to, or NOTHING where it takes several. */
 static int32_t whole_word(const rt_bpe *restrict bpe, const uint8_t *restrict word, size_t n) {
-  if (n > bpe->longest) return NOTHING;
-  const uint64_t id = rt_table_get(&bpe->words, hash_bytes(bpe->seed, word, n));
-  if (id == RT_NONE || bpe->offset[id + 1] - bpe->offset[id] != n) return NOTHING;
-  return memcmp(bpe->bytes + bpe->offset[id], word, n) == 0 ? (int32_t)id : NOTHING;
+  return n > bpe->longest ? NOTHING : (int32_t)rt_names_find(&bpe->words, word, n);
 }
 
 static rt_code encode_word(encoder *restrict e, size_t at, size_t end, rt_status *restrict st) {
@@ -329,32 +350,29 @@ static rt_code encode_word(encoder *restrict e, size_t at, size_t end, rt_status
   return RT_OK;
 }
 
-/* Fills `words` with the tokens that their own bytes encode to. Two that share a hash: the first is kept, the other is
- * merged each time, with the same result. */
+/* Whether the token's own bytes encode to it alone. */
+static bool is_whole(encoder *restrict e, int32_t id, rt_status *restrict st) {
+  const uint32_t at = e->bpe->offset[id], end = e->bpe->offset[id + 1];
+  e->count = 0;
+  if (end - at > SHORT_WORD) merge_long(e, at, end, st);
+  else merge_short(e, at, end);
+  return e->count == 1 && e->ids[0] == id;
+}
+
 static rt_code build_words(rt_bpe *restrict bpe, const rt_bpe_spec *restrict s, rt_status *restrict st) {
-  if (!rt_table_init(&bpe->words, s->n_tokens, s->seed)) return no_memory(st);
   uint32_t longest = 0;
   for (uint32_t id = 0; id < s->n_tokens; id++)
     if (bpe->offset[id + 1] - bpe->offset[id] > longest) longest = bpe->offset[id + 1] - bpe->offset[id];
-  int32_t *ids = malloc(((size_t)longest + 1) * sizeof *ids);
-  if (!ids) return no_memory(st);
-  encoder e = {.bpe = bpe, .text = bpe->bytes, .ids = ids};
-  rt_code code = RT_OK;
-  for (uint32_t id = 0; id < s->n_tokens && code == RT_OK; id++) {
-    const uint32_t at = bpe->offset[id], end = bpe->offset[id + 1];
-    if (bpe->kind[id] != RT_TOKEN_NORMAL) continue;
-    e.count = 0;
-    if (!s->ignore_merges) {
-      if (end - at > SHORT_WORD) code = merge_long(&e, at, end, st);
-      else merge_short(&e, at, end);
-    }
-    if (!s->ignore_merges && (e.count != 1 || ids[0] != (int32_t)id)) continue;
-    rt_table_put(&bpe->words, hash_bytes(bpe->seed, bpe->bytes + at, end - at), id);
-    if (end - at > bpe->longest) bpe->longest = end - at;
+  encoder e = {.bpe = bpe, .text = bpe->bytes, .ids = malloc(((size_t)longest + 1) * sizeof *e.ids)};
+  if (!e.ids || !rt_names_init(&bpe->words, bpe->bytes, bpe->offset, s->n_tokens, s->seed)) no_memory(st);
+  for (uint32_t id = 0; id < s->n_tokens && st->code == RT_OK; id++) {
+    if (bpe->kind[id] != RT_TOKEN_NORMAL || !(s->ignore_merges || is_whole(&e, (int32_t)id, st))) continue;
+    rt_names_add(&bpe->words, id);
+    if (bpe->offset[id + 1] - bpe->offset[id] > bpe->longest) bpe->longest = bpe->offset[id + 1] - bpe->offset[id];
   }
   free(e.long_word);
-  free(ids);
-  return code;
+  free(e.ids);
+  return st->code;
 }
 
 rt_code rt_bpe_build(const rt_bpe_spec *restrict spec, rt_bpe **restrict out, rt_status *restrict st) {
@@ -364,7 +382,6 @@ rt_code rt_bpe_build(const rt_bpe_spec *restrict spec, rt_bpe **restrict out, rt
   if (!bpe) return no_memory(st);
   bpe->n_tokens = spec->n_tokens;
   bpe->split = spec->split;
-  bpe->seed = spec->seed;
   if (copy_tokens(bpe, spec, st) || copy_merges(bpe, spec, st) || build_trie(bpe, spec, st) || build_words(bpe, spec, st)) {
     rt_bpe_free(bpe);
     return st->code;
@@ -379,7 +396,7 @@ void rt_bpe_free(rt_bpe *bpe) {
   free(bpe->offset);
   free(bpe->kind);
   free(bpe->pairs.entry);
-  free(bpe->words.entry);
+  free(bpe->words.slot);
   free(bpe->added.edges.entry);
   free(bpe->added.token);
   free(bpe);

@@ -30,7 +30,8 @@ typedef struct rt_bpe_spec {
   const uint32_t *offset;   /* [n_tokens + 1] where each begins in text; the first is 0 */
   const uint8_t *kind;      /* [n_tokens] rt_token_kind */
   uint32_t n_merges;
-  const int32_t *merges;    /* [n_merges][3] left, right and merged token; the row is the rank */
+  const uint8_t *merge_text;    /* "left right" of every merge, one after another, in order of rank */
+  const uint32_t *merge_offset; /* [n_merges + 1] */
   rt_split split;
   bool ignore_merges;       /* a word that is a token is that token, whatever its merges say */
   uint64_t seed;            /* random: hash tables are laid out by it, results are not */

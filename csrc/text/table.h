@@ -1,12 +1,15 @@
-/* A hash table from u64 to u64 that is sized once: open addressing, at most half full, multiplied by a secret odd number. */
+/* Hash tables that are sized once: open addressing, at most half full, laid out by a secret number so that no file can make
+ * its entries meet. */
 #ifndef RT_TABLE_H
 #define RT_TABLE_H
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define RT_NONE UINT64_MAX /* no such key; never a key or value itself */
 
+/* From u64 to u64. */
 typedef struct rt_entry {
   uint64_t key, value;
 } rt_entry;
@@ -46,5 +49,65 @@ static inline bool rt_table_put(rt_table *t, uint64_t key, uint64_t value) {
   if (e->key == key) return false;
   *e = (rt_entry){key, value};
   return true;
+}
+
+/* A set of byte strings that have numbers, sized once: the strings stand in bytes[offset[id]..offset[id + 1]). */
+typedef struct rt_names {
+  const uint8_t *bytes;
+  const uint32_t *offset;
+  struct {
+    uint32_t tag, id; /* tag: the hash's upper half */
+  } *slot;            /* [mask + 1] */
+  uint64_t mask, seed;
+} rt_names;
+
+#define RT_NO_NAME UINT32_MAX
+
+/* Room for `most` strings; false when memory is short. bytes and offset must live as long. */
+static inline bool rt_names_init(rt_names *t, const uint8_t *bytes, const uint32_t *offset, uint64_t most, uint64_t seed) {
+  uint64_t room = 16;
+  while (room < 2 * most) room *= 2;
+  *t = (rt_names){bytes, offset, malloc(room * sizeof *t->slot), room - 1, seed | 1};
+  for (uint64_t i = 0; t->slot && i < room; i++) t->slot[i].id = RT_NO_NAME;
+  return t->slot != NULL;
+}
+
+static inline uint64_t rt_hash(uint64_t seed, const uint8_t *restrict bytes, size_t n) {
+  uint64_t hash = seed ^ n;
+  for (size_t i = 0; i < n; i += 8) {
+    uint64_t part = 0;
+    memcpy(&part, bytes + i, n - i < 8 ? n - i : 8);
+    const unsigned __int128 product = (unsigned __int128)(part ^ hash) * seed;
+    hash = (uint64_t)product ^ (uint64_t)(product >> 64);
+  }
+  return hash;
+}
+
+/* The slot of bytes[0..n): its own, or the free one where it belongs. */
+static inline uint64_t rt_names_slot(const rt_names *t, uint64_t hash, const uint8_t *restrict bytes, size_t n) {
+  uint64_t i = hash & t->mask;
+  for (;; i = (i + 1) & t->mask) {
+    const uint32_t id = t->slot[i].id;
+    if (id == RT_NO_NAME) return i;
+    if (t->slot[i].tag == hash >> 32 && t->offset[id + 1] - t->offset[id] == n && !memcmp(t->bytes + t->offset[id], bytes, n))
+      return i;
+  }
+}
+
+/* The string's number, or RT_NO_NAME. */
+static inline uint32_t rt_names_find(const rt_names *t, const uint8_t *restrict bytes, size_t n) {
+  return t->slot[rt_names_slot(t, rt_hash(t->seed, bytes, n), bytes, n)].id;
+}
+
+/* Adds string `id`; the number of one that is the same and there already, or RT_NO_NAME. */
+static inline uint32_t rt_names_add(rt_names *t, uint32_t id) {
+  const uint8_t *name = t->bytes + t->offset[id];
+  const size_t n = t->offset[id + 1] - t->offset[id];
+  const uint64_t hash = rt_hash(t->seed, name, n), i = rt_names_slot(t, hash, name, n);
+  const uint32_t same = t->slot[i].id;
+  if (same != RT_NO_NAME) return same;
+  t->slot[i].tag = (uint32_t)(hash >> 32);
+  t->slot[i].id = id;
+  return RT_NO_NAME;
 }
 #endif

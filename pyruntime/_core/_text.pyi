@@ -9,12 +9,14 @@ class Bpe:
         text: bytes,
         offset: npt.NDArray[np.uint32],
         kind: npt.NDArray[np.uint8],
-        merges: npt.NDArray[np.int32],
+        merge_text: bytes,
+        merge_offset: npt.NDArray[np.uint32],
         split: int,
         ignore_merges: bool,
         seed: int,
     ) -> None:
-        """text: the UTF-8 of all tokens; offset: [n + 1] where each begins; kind: [n]; merges: [m, 3] left, right, merged."""
+        """text: the UTF-8 of all tokens; offset: [n + 1] where each begins; kind: [n]; merge_text and
+        merge_offset: the same of "left right" for every merge, in order of rank."""
 
     def encode(
         self, text: bytes, allow_special: bool

@@ -17,7 +17,8 @@ cdef extern from "text/bpe.h" nogil:
         const uint32_t *offset
         const uint8_t *kind
         uint32_t n_merges
-        const int32_t *merges
+        const uint8_t *merge_text
+        const uint32_t *merge_offset
         rt_split split
         bint ignore_merges
         uint64_t seed
@@ -32,18 +33,22 @@ cdef extern from "text/bpe.h" nogil:
 cdef class Bpe:
     cdef rt_bpe *bpe
 
-    def __cinit__(self, const uint8_t[::1] text, const uint32_t[::1] offset, const uint8_t[::1] kind,
-                  const int32_t[:, ::1] merges, int split, bint ignore_merges, uint64_t seed):
+    def __cinit__(self, bytes text not None, const uint32_t[::1] offset, const uint8_t[::1] kind, bytes merge_text not None,
+                  const uint32_t[::1] merge_offset, int split, bint ignore_merges, uint64_t seed):
         cdef rt_status st
         cdef rt_bpe_spec spec
-        if offset.shape[0] != kind.shape[0] + 1 or offset[kind.shape[0]] != text.shape[0] or merges.shape[1] != 3:
+        cdef Py_ssize_t n_tokens = offset.shape[0] - 1, n_merges = merge_offset.shape[0] - 1
+        if not 0 < n_tokens == kind.shape[0] < 0xFFFFFFFF or not 0 <= n_merges < 0xFFFFFFFF:
             raise ValueError("text, offset, kind and merges do not fit together")
-        spec.n_tokens = <uint32_t> min(kind.shape[0], 0xFFFFFFFF)
-        spec.text = &text[0] if text.shape[0] else NULL
+        if offset[n_tokens] != len(text) or merge_offset[n_merges] != len(merge_text):
+            raise ValueError("an offset does not end where its text does")
+        spec.n_tokens = <uint32_t> n_tokens
+        spec.text = text
         spec.offset = &offset[0]
-        spec.kind = &kind[0] if kind.shape[0] else NULL
-        spec.n_merges = <uint32_t> min(merges.shape[0], 0xFFFFFFFF)
-        spec.merges = &merges[0, 0] if merges.shape[0] else NULL
+        spec.kind = &kind[0]
+        spec.n_merges = <uint32_t> n_merges
+        spec.merge_text = merge_text
+        spec.merge_offset = &merge_offset[0]
         spec.split = split
         spec.ignore_merges = ignore_merges
         spec.seed = seed

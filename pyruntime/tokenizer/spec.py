@@ -68,7 +68,7 @@ class Spec:
     family: str
     tokens: list[str]
     kinds: list[int]
-    merges: Sequence[str] | Sequence[Sequence[str]]
+    merges: Sequence[str]  # "left right", in order of rank
     split: str = "gpt2"
     ignore_merges: bool = False
     nfc: bool = False
@@ -146,14 +146,14 @@ def from_tokenizer_json(source: str | Path | bytes, config: Mapping[str, object]
     bos = prefix[0] if bos is None and prefix else bos
     eos = config_id("eos")
     merges = [
-        m if isinstance(m, str) else _texts(m, "tokenizer.json: merges")
+        m if isinstance(m, str) else " ".join(_texts(m, "tokenizer.json: merges"))
         for m in _list(model.get("merges"), "tokenizer.json: model.merges")
     ]
     return Spec(
         family="bpe",
         tokens=tokens,
         kinds=kinds,
-        merges=merges,  # type: ignore[arg-type]
+        merges=merges,
         split=_json_split(data.get("pre_tokenizer")),
         ignore_merges=bool(model.get("ignore_merges")),
         nfc=_json_nfc(data.get("normalizer")),
@@ -203,10 +203,10 @@ def _list(value: object, where: str) -> Sequence[object]:
 
 def _texts(value: object, where: str) -> list[str]:
     texts = list(_list(value, where))
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ModelInvalid(f"{where}: entry {i} must be a string, not {type(text).__name__}")
-    return texts  # type: ignore[return-value]
+    if set(map(type, texts)) <= {str}:
+        return texts  # type: ignore[return-value]
+    i, wrong = next((i, text) for i, text in enumerate(texts) if type(text) is not str)
+    raise ModelInvalid(f"{where}: entry {i} must be a string, not {type(wrong).__name__}")
 
 
 def _id(value: object, n: int, where: str) -> int | None:

@@ -31,46 +31,24 @@ class Encoder(Protocol):
 
 
 def _byte_level_bpe(spec: Spec) -> Encoder:
+    text, offset = _packed(spec.tokens, "tokens")
+    merge_text, merge_offset = _packed(spec.merges, "merges")
+    kinds = np.array(spec.kinds, np.uint8)
+    split = specs.find_split(spec.split)
+    return Bpe(text, offset, kinds, merge_text, merge_offset, split, spec.ignore_merges, secrets.randbits(64))
+
+
+def _packed(texts: Sequence[str], what: str) -> tuple[bytes, npt.NDArray[np.uint32]]:
+    """The UTF-8 of all texts in one, and where each begins: [n + 1]."""
     try:
-        texts = [token.encode() for token in spec.tokens]
+        parts = [text.encode() for text in texts]
     except UnicodeEncodeError as error:
-        raise ModelInvalid(f"tokenizer: token {error.object!r:.40} is not valid Unicode") from None
-    ids = {token: i for i, token in enumerate(spec.tokens) if token or spec.kinds[i] != Kind.UNUSED}
-    offset = np.zeros(len(texts) + 1, np.uint64)
-    np.cumsum([len(text) for text in texts], out=offset[1:])
+        raise ModelInvalid(f"tokenizer: {error.object!r:.40} among the {what} is not valid Unicode") from None
+    offset = np.zeros(len(parts) + 1, np.uint64)
+    np.cumsum(np.fromiter(map(len, parts), np.uint64, len(parts)), out=offset[1:])
     if offset[-1] >= 2**32:
-        raise ModelInvalid(f"tokenizer: {offset[-1]} bytes of tokens; at most 4 GiB are supported")
-    _check_distinct(spec, ids)
-    return Bpe(
-        b"".join(texts),
-        offset.astype(np.uint32),
-        np.array(spec.kinds, np.uint8),
-        _merge_rows(spec.merges, ids),
-        specs.find_split(spec.split),
-        spec.ignore_merges,
-        secrets.randbits(64),
-    )
-
-
-def _check_distinct(spec: Spec, ids: Mapping[str, int]) -> None:
-    for i, token in enumerate(spec.tokens):
-        if ids.get(token, i) != i:
-            raise ModelInvalid(f"tokenizer: tokens {i} and {ids[token]} are both {token!r:.40}")
-
-
-def _merge_rows(merges: Sequence[str] | Sequence[Sequence[str]], ids: Mapping[str, int]) -> npt.NDArray[np.int32]:
-    """[n][3] left, right and merged token of every merge, in order of rank."""
-    rows: list[int] = []
-    for rank, merge in enumerate(merges):
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        if len(pair) != 2:
-            raise ModelInvalid(f"tokenizer: merge {rank} is {merge!r:.60}; it must be two tokens")
-        left, right = pair
-        try:
-            rows += (ids[left], ids[right], ids[left + right])
-        except KeyError as error:
-            raise ModelInvalid(f"tokenizer: merge {rank} needs the token {error.args[0]!r:.60}, not there") from None
-    return np.array(rows, np.int32).reshape(-1, 3)
+        raise ModelInvalid(f"tokenizer: {offset[-1]} bytes of {what}; at most 4 GiB are supported")
+    return b"".join(parts), offset.astype(np.uint32)
 
 
 # Every family of tokenizers, by the name a Spec gives it.
@@ -124,30 +102,23 @@ class Tokenizer:
         add_special: True puts the beginning-of-sequence token, False adds nothing, None what the model does.
         allow_special: whether the text of special tokens becomes them; otherwise it is text like any other.
         """
-        return self._encode(text, add_special, allow_special)[0].tolist()
+        before, after = self._around(add_special)
+        return [*before, *self._encoder.encode(self._utf8(text), allow_special)[0].tolist(), *after]
 
     def encode_array(
         self, text: str | bytes, add_special: bool | None = None, allow_special: bool = False
     ) -> npt.NDArray[np.int32]:
         """As encode. [count]"""
-        return self._encode(text, add_special, allow_special)[0].copy()
+        return np.array(self.encode(text, add_special, allow_special), np.int32)
 
     def offsets(self, text: str | bytes, add_special: bool | None = None, allow_special: bool = False) -> npt.NDArray[np.int64]:
         """[count, 2] where each token of encode begins and ends, in bytes of the UTF-8 of text (normalized,
         where the model does that). Tokens that were added are empty."""
-        ends = self._encode(text, add_special, allow_special)[1]
-        return np.stack([np.concatenate([[0], ends])[:-1], ends], axis=1)
-
-    def _encode(
-        self, text: str | bytes, add_special: bool | None, allow_special: bool
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         data = self._utf8(text)
-        ids, ends, _ = self._encoder.encode(data, allow_special)
         before, after = self._around(add_special)
-        if before or after:
-            ids = np.concatenate([np.array(before, np.int32), ids, np.array(after, np.int32)])
-        places = np.concatenate([[0] * len(before), ends, [len(data)] * len(after)]).astype(np.int64)
-        return ids, places
+        ends = self._encoder.encode(data, allow_special)[1]
+        places = np.concatenate([np.zeros(1 + len(before)), ends, np.full(len(after), len(data))]).astype(np.int64)
+        return np.stack([places[:-1], places[1:]], axis=1)
 
     def _around(self, add_special: bool | None) -> tuple[list[int], list[int]]:
         """The ids that go before and after a text."""
