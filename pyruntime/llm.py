@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from queue import SimpleQueue
-from typing import Any, Union, overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -20,9 +20,9 @@ from .loading import Model, Progress, open_model
 from .types import Completion, Delta, SamplingParams
 
 Ids = Sequence[int]
-Prompt = Union[str, Ids]
+Prompt = str | Ids
 Message = Mapping[str, Any]
-Params = Union[SamplingParams, Sequence[SamplingParams], None]
+Params = SamplingParams | Sequence[SamplingParams] | None
 Events = list[tuple[str, int, Event]]
 
 
@@ -176,7 +176,8 @@ class LLM:
 
     def _paired(self, prompts: list[list[int]], params: Params, truncate: bool,
                 fields: dict[str, Any]) -> list[tuple[list[int], SamplingParams]]:
-        each = [params or SamplingParams()] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
+        shared = params is None or isinstance(params, SamplingParams)
+        each = [params or SamplingParams()] * len(prompts) if shared else list(params)
         if len(each) != len(prompts):
             raise FieldInvalid(f"{len(each)} params for {len(prompts)} prompts; give one for all or one for each", field="params")
         if fields:

@@ -210,7 +210,8 @@ def test_logit_bias_and_masks_reach_the_batch() -> None:
     run = backend.run
     backend.run = lambda batch, *a: (seen.append(batch), run(batch, *a))[1]  # type: ignore[method-assign]
     with engine_over(backend) as engine:
-        sink.completion(engine.submit([1], greedy(max_tokens=1, logit_bias={3: -2.0, 7: 4.5}, allowed_token_ids=(3, 7)), sink=sink))
+        params = greedy(max_tokens=1, logit_bias={3: -2.0, 7: 4.5}, allowed_token_ids=(3, 7))
+        sink.completion(engine.submit([1], params, sink=sink))
     batch = seen[0]
     row = batch.sampling[0]
     assert batch.bias_ids[row["bias_first"] :][: row["bias_count"]].tolist() == [3, 7]

@@ -30,7 +30,8 @@ FLOORS = [
 #: what a room may take from outside the standard library
 OUTSIDE = {
     "errors": set(), "version": set(), "plan": set(), "config": set(), "types": {"numpy"}, "models": set(),
-    "store": {"huggingface_hub"}, "machine": {"numpy"}, "quant": {"numpy"}, "weights": {"numpy"}, "tokenizer": {"numpy", "jinja2"},
+    "store": {"huggingface_hub"}, "machine": {"numpy"}, "quant": {"numpy"}, "weights": {"numpy"},
+    "tokenizer": {"numpy", "jinja2"},
     "sampling": {"numpy"}, "trace": {"numpy"}, "backends": {"numpy", "torch"}, "cache": {"numpy"}, "engine": {"numpy"},
     "loading": {"rich"}, "llm": {"numpy"}, "server": {"numpy", "grpc", "google", "grpc_health", "grpc_reflection", "grpc_status"},
     "client": {"grpc", "google", "grpc_health", "grpc_reflection", "grpc_status"},

@@ -97,7 +97,8 @@ def test_logprobs_are_those_of_the_logits(llm: LLM) -> None:
     assert [t.token_id for t in again.prompt_logprobs] == [*range(3, 20), *whole.token_ids]
     for a, b in zip(whole.logprobs, again.prompt_logprobs[17:], strict=True):
         assert a.token_id == b.token_id and a.rank == b.rank and a.logprob == pytest.approx(b.logprob, abs=1e-5)
-    assert [t.logprob for t in whole.prompt_logprobs[1:]] == pytest.approx([t.logprob for t in again.prompt_logprobs[1:17]], abs=1e-5)
+    same = [t.logprob for t in again.prompt_logprobs[1:17]]
+    assert [t.logprob for t in whole.prompt_logprobs[1:]] == pytest.approx(same, abs=1e-5)
 
 
 # ---- generate, chat, stream ----
@@ -326,7 +327,8 @@ def test_defaults_come_from_the_file_or_beside_it(tmp_path: Path) -> None:
 def test_memory_plan_and_progress(tiny_model: Path) -> None:
     seen: list[tuple[int, int]] = []
     model = open_model(tiny_model, backend="torch", max_running=2, progress=lambda done, total: seen.append((done, total)))
-    assert model.memory.kv_tokens == 512 and model.memory.kv == 512 * 2 * 2 * 16 * 4 and model.memory.weights == model.weights.nbytes
+    memory = model.memory
+    assert (memory.kv_tokens, memory.kv, memory.weights) == (512, 512 * 2 * 2 * 16 * 4, model.weights.nbytes)
     assert seen[0][0] == 0 and seen[-1][0] == seen[-1][1] > 0 and available_memory() > 0
     model.close()
 

@@ -5,7 +5,7 @@ Deltas' texts concatenated equal the completion's text, their token ids its toke
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, Union
+from typing import Protocol
 
 from ..errors import PyruntimeError
 from ..types import Completion, Delta, TokenLogprob
@@ -46,7 +46,7 @@ class Failed:
     error: PyruntimeError
 
 
-Event = Union[Started, PrefillProgress, Delta, Done, Failed]
+Event = Started | PrefillProgress | Delta | Done | Failed
 
 
 class Sink(Protocol):
