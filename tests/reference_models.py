@@ -41,3 +41,32 @@ def tables_of(lengths: list[int], pages: int, rng: np.random.Generator) -> list[
     """Disjoint random page tables long enough for each length."""
     order = rng.permutation(pages).tolist()
     return [[order.pop() for _ in range(-(-n // PAGE_TOKENS))] for n in lengths]
+
+
+def native_backend(plan: Plan, weights: Weights | dict, **options):
+    """A native backend; weights {} for a plan that has none."""
+    from pyruntime.backends.native import NativeBackend
+
+    return NativeBackend(plan, weights or [], **options)
+
+
+class Pages:
+    """K and V of a native backend's pages as f64 arrays."""
+
+    def __init__(self, native) -> None:
+        self.native, self.plan = native, native.plan
+
+    def read(self, group: int, page: int, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """(K, V) [PAGE_TOKENS][kv_heads][head_dim] of one layer."""
+        g = self.plan.groups[group]
+        data, at, out = self.native.page(group, page), 0, ([], [])
+        for here in range(g.layers):
+            for _ in range(g.kv_heads):
+                for part, format, shape in ((0, g.k_format, (g.head_dim, PAGE_TOKENS)), (1, g.v_format, (PAGE_TOKENS, g.head_dim))):
+                    size = g.head_dim * PAGE_TOKENS
+                    n = size * (4 if format == "f32" else 2)
+                    if here == layer:
+                        values = quant.FORMATS[format.upper()].dequantize(data[at:at + n], shape).astype(np.float64)
+                        out[part].append(values.T if part == 0 else values)
+                    at += n
+        return np.stack(out[0], 1), np.stack(out[1], 1)

@@ -20,6 +20,7 @@ class TorchBackend:
 
     act_quant "exact" rounds the inputs of integer-format products to A16 as the native backend does; "none" leaves
     them. dtype is the type sums are made in (f64 gives a yardstick for f32); slots are f32 whatever it is.
+    caches: each group's pages, by name.
     """
 
     def __init__(self, plan: Plan, weights: Weights, *, pages: int | tuple[int, ...] = 64,
@@ -33,7 +34,7 @@ class TorchBackend:
         self._weights = {w.name: self._bind(weights, w) for w in plan.weights}
         self._slots = {s.name: torch.zeros((max_rows if s.per_row else max_tokens, s.width), device=self.device)
                        for s in plan.slots}
-        self._caches = {g.name: self._arena(g, n) for g, n in zip(plan.groups, self.pages, strict=True)}
+        self.caches = {g.name: self._arena(g, n) for g, n in zip(plan.groups, self.pages, strict=True)}
         self._histories: list[list[int]] = [[] for _ in range(histories)]
         self._sampled = np.zeros(max_rows, SAMPLED)
         self._counts = (0, 0)
@@ -68,7 +69,7 @@ class TorchBackend:
         if not 0 <= first <= last <= len(self.plan.ops):
             raise FieldInvalid(f"ops {first} to {last} are outside the plan's {len(self.plan.ops)}", field="first")
         self._counts = len(batch.tokens), len(batch.rows)
-        step = Step(self.plan, batch, self._weights, {s.name: self._part(s.name) for s in self.plan.slots}, self._caches,
+        step = Step(self.plan, batch, self._weights, {s.name: self._part(s.name) for s in self.plan.slots}, self.caches,
                     self._histories, self._sampled, self.act_quant, self.dtype)
         for op in self.plan.ops[first:last]:
             OPS[type(op)](step, op)
@@ -90,7 +91,7 @@ class TorchBackend:
         for page in (source, target):
             if not 0 <= group < len(self.pages) or not 0 <= page < self.pages[group]:
                 raise FieldInvalid(f"page {page} of group {group} does not exist", field="page")
-        cache = self._caches[self.plan.groups[group].name]
+        cache = self.caches[self.plan.groups[group].name]
         for part in (cache.k, cache.v, cache.positions):
             paged = part.unflatten(1, (-1, PAGE_TOKENS))
             paged[:, target] = paged[:, source]
@@ -118,7 +119,7 @@ class TorchBackend:
     def close(self) -> None:
         """Free weights and cache."""
         self._closed = True
-        self._weights, self._slots, self._caches = {}, {}, {}
+        self._weights, self._slots, self.caches = {}, {}, {}
 
     def _check(self, b: Batch) -> None:
         """A batch against this backend's sizes, or FieldInvalid naming the field."""

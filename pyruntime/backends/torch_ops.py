@@ -70,10 +70,13 @@ class Step:
 # ---- arithmetic shared by ops ----
 
 def a16(x: Tensor) -> Tensor:
-    """x rounded as the native backend does: q = round(x * 32639 / max|x|) with one scale per token; returns q * scale."""
+    """x rounded as the native backend does: q = round(x * 32639 / max|x|) with one scale per token; returns q * scale.
+
+    A token below 2^-100 everywhere is zero.
+    """
     x32 = x.to(torch.float32)
     largest = x32.abs().amax(-1, keepdim=True)
-    q = torch.where(largest > 0, torch.round(x32 * (A16_MAX / largest)), torch.zeros_like(x32))
+    q = torch.where(largest >= 2.0**-100, torch.round(x32 * (A16_MAX / largest)), torch.zeros_like(x32))
     return q.to(x.dtype) * (largest / A16_MAX).to(x.dtype)
 
 

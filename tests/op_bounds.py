@@ -1,0 +1,154 @@
+"""How far one op of the native backend may lie from the reference, derived from the arithmetic of both.
+
+Given the same slots and the same cache, the reference (sums in f64, A16 rounding as ours) and the native backend
+(csrc/ops) differ only by the native's f32 roundings. u = 2^-24 is one rounding, |x| below is elementwise:
+
+  norm        n = x * (1 / sqrt(mean(x^2) + eps)) * w. The sum of k squares runs in 16 lanes of k/16 fused steps and four
+              folds, all terms >= 0: relative error (k/16 + 5) u; division, + eps and eps in f32 3 u more; the root halves
+              it, root and reciprocal add 2 u, the two products 2 u:  e_n = ((k/16 + 8) / 2 + 4) u.
+  A16         q = round(n * 32639 / max|n|) is equal on both sides unless n * 32639 / max|n| lies within its own error,
+              |r| (2 e_n + 4 u), of a half: then q differs by 1. Such elements are found and charged |w| * scale each.
+              The scale itself carries e_n + 2 u. With no norm before it the input is the same bits: q is equal.
+  W x, Q*     S is an exact integer; each block of 32 converts S (u) and adds one fused term per plane of the weight
+              (d, and m in Q4_1): (3 blocks + 2) u of sum |w||q| scale, |w| = |d n| + |m| where there is a minimum.
+  W x, F*     four fused chains of k/4 steps and two folds: (k/4 + 3) u of sum |w||x|.
+  + bias      u (|y| + |b|);  residual: u (|y| + |x|);  a slot of the reference is rounded once: u |y|.
+  gate        e^-x within 1 ulp = 2 u, and three roundings; tanh, erf within 2 ulp: 8 u |a||b| in all, plus the errors of
+              a (the slope of every activation is below 1.13) and of b.
+  rotation    cos and sin within 1 ulp, two products and a sum: 5 u (|a| + |b|), on top of a norm's e_n.
+  cache       a value is rounded once more: the f16 neighbour at most, 2^-10 |x| + 2^-24.
+  attention   scores: head_dim fused steps and the scale, d_s = (head_dim + 2) u scale sum|q||k| (tanh has slope 1 and adds
+              4 u cap). p = e^(s - max): s - max rounds, and max may lag by 8: u (|s| + |max| + 16), e^x 2 u; every page
+              may shrink what came before (3 u each), partials join by e^(max - top) (4 u). Numerator and denominator add n
+              fused terms each: |out| moves by (2 (d_s + that) + (2 n + 8) u) sum p |v|.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+from pyruntime import plan as p
+from pyruntime import quant
+from pyruntime.backends.torch import INTEGER_FORMATS, TorchBackend
+from pyruntime.types import Batch
+from pyruntime.weights import Weights
+
+U = 2.0**-24
+
+
+def norm_error(k: int) -> float:
+    """e_n."""
+    return ((k / 16 + 8) / 2 + 4) * U
+
+
+def magnitudes(weights: Weights, name: str) -> np.ndarray:
+    """|d n| + |m| of every weight, [rows][k] f64."""
+    w = weights[name]
+    values = np.abs(quant.FORMATS[w.format_name].dequantize(w.blocks, (w.rows, w.k)).astype(np.float64))
+    if w.format_name != "Q4_1":
+        return values
+    least = w.blocks.reshape(-1, 20)[:, 2:4].copy().view(np.float16).astype(np.float64)
+    return values + 2 * np.abs(np.repeat(least, 32, 1).reshape(w.rows, w.k))
+
+
+def product_bound(weights: Weights, name: str, x: np.ndarray, e_n: float) -> np.ndarray:
+    """Of W x [tokens][rows]; x [tokens][k] as the reference has it, with relative error e_n (0: the same bits)."""
+    wide, w = magnitudes(weights, name), weights[name]
+    if w.format_name not in INTEGER_FORMATS:
+        return ((w.k / 4 + 3) * U + e_n) * (np.abs(x) @ wide.T)
+    most = np.abs(x).max(-1, keepdims=True)
+    scale = most / 32639
+    r = np.divide(x, scale, out=np.zeros_like(x), where=scale > 0)
+    near = np.abs(np.abs(r - np.floor(r)) - 0.5) <= np.abs(r) * (2 * e_n + 4 * U)
+    flips = (near & (e_n > 0)) * scale
+    held = np.abs(x) + scale
+    return ((3 * w.k / 32 + 4) * U + 2 * e_n) * (held @ wide.T) + flips @ wide.T
+
+
+def rms(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    """RMS norm in f64."""
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight
+
+
+def bound(op: p.Op, weights: Weights, ref: TorchBackend, batch: Batch, before: dict[str, np.ndarray]) -> np.ndarray:
+    """Elementwise bound of the slot `op` writes. before: every slot before it, as f64; `ref` has run the op."""
+    def after(name: str) -> np.ndarray:
+        return np.abs(ref.slot(name).astype(np.float64))
+
+    def values(name: str) -> np.ndarray:
+        return quant.FORMATS["F32"].dequantize(weights[name].packed, (weights[name].rows,)).astype(np.float64)
+
+    if isinstance(op, p.Embed):
+        return np.zeros_like(before[op.out])
+    if isinstance(op, p.NormLinear):
+        n, e = rms(before[op.x], values(op.norm), op.eps), norm_error(before[op.x].shape[1])
+        parts = [product_bound(weights, w, n, e) + (U * np.abs(values(b)) if b else 0)
+                 for w, b in ((op.w0, op.b0), (op.w1, op.b1), (op.w2, op.b2)) if w]
+        return np.concatenate(parts, -1) * (1 + U) + 3 * U * after(op.out)
+    if isinstance(op, p.LinearAdd):
+        moved = after(op.out) + np.abs(before[op.out])
+        return abs(op.scale) * product_bound(weights, op.weight, before[op.x], 0.0) + 4 * U * moved
+    if isinstance(op, p.Gated):
+        n, e = rms(before[op.x], values(op.norm), op.eps), norm_error(before[op.x].shape[1])
+        a, b = (ref_product(weights, w, n) for w in (op.gate, op.up))
+        da, db = (product_bound(weights, w, n, e) for w in (op.gate, op.up))
+        slack = 8 * U * np.abs(a) * np.abs(b) + 1.13 * da * (np.abs(b) + db) + np.abs(a) * db
+        return slack + 2 * U * after(op.out)
+    if isinstance(op, p.RopeKV):
+        return rope_bound(op, weights, ref, before)
+    if isinstance(op, p.Attention):
+        return attention_bound(op, ref, batch, before)
+    if isinstance(op, p.Logits):
+        x = before[op.x][batch.rows]
+        return abs(op.scale) * product_bound(weights, op.weight, rms(x, values(op.norm), op.eps), norm_error(x.shape[1])) \
+            + 4 * U * after(op.out) + (4 * U * op.softcap)
+    raise AssertionError(f"no bound for {op}")
+
+
+def ref_product(weights: Weights, name: str, x: np.ndarray) -> np.ndarray:
+    """W x in f64."""
+    w = weights[name]
+    return x @ quant.FORMATS[w.format_name].dequantize(w.blocks, (w.rows, w.k)).astype(np.float64).T
+
+
+def rope_bound(op: p.RopeKV, weights: Weights, ref: TorchBackend, before: dict[str, np.ndarray]) -> np.ndarray:
+    """Pairs move together, so that each of a pair gets the size of both."""
+    group = ref.plan.groups[ref.plan.group(op.group)]
+    heads = before[op.qkv].reshape(len(before[op.qkv]), -1, group.head_dim)
+    size = np.sqrt((heads**2).sum(-1, keepdims=True)) if op.rope is not None else np.abs(heads)
+    e = np.full((heads.shape[1], 1), 6 * U)
+    for name, which in ((op.q_norm, slice(op.heads)), (op.k_norm, slice(op.heads, op.heads + group.kv_heads))):
+        if name:
+            w = quant.FORMATS["F32"].dequantize(weights[name].packed, (group.head_dim,)).astype(np.float64)
+            n = rms(heads[:, which], w, op.eps)
+            size[:, which] = np.sqrt((n**2).sum(-1, keepdims=True))
+            e[which] += norm_error(group.head_dim)
+    out = np.broadcast_to(size * e, heads.shape).copy()
+    out[:, op.heads + group.kv_heads:] = 0
+    return out.reshape(before[op.qkv].shape)
+
+
+def attention_bound(op: p.Attention, ref: TorchBackend, batch: Batch, before: dict[str, np.ndarray]) -> np.ndarray:
+    """By its own f64 attention over the reference's cache."""
+    group, g = ref.plan.group(op.group), ref.plan.groups[ref.plan.group(op.group)]
+    cache, share, out = ref.caches[op.group], op.heads // g.kv_heads, np.zeros_like(before[op.out])
+    q = before[op.qkv].reshape(len(out), -1, g.head_dim)[:, : op.heads]
+    for s, total in enumerate(batch.kv_lens):
+        at = np.arange(total)
+        at = batch.tables[group][s][at // p.PAGE_TOKENS] * p.PAGE_TOKENS + at % p.PAGE_TOKENS
+        k, v = (c[op.layer, at].double().numpy().repeat(share, 1) for c in (cache.k, cache.v))
+        held = cache.positions[op.layer, at].numpy()
+        for t in range(batch.starts[s], batch.starts[s + 1]):
+            seen = (held <= batch.positions[t]) & ((op.window <= 0) | (held > batch.positions[t] - op.window))
+            scores = op.scale * np.einsum("hd,khd->hk", q[t], k[seen])
+            size = abs(op.scale) * np.einsum("hd,khd->hk", np.abs(q[t]), np.abs(k[seen]))
+            d_s = (g.head_dim + 2) * U * size + 4 * U * op.softcap
+            if op.softcap > 0:
+                scores = op.softcap * np.tanh(scores / op.softcap)
+            most = scores.max(-1, keepdims=True)
+            e = np.exp(scores - most)
+            weight = e / e.sum(-1, keepdims=True)
+            n = seen.sum()
+            each = d_s + U * (np.abs(scores) + np.abs(most) + 16) + (2 + 3 * -(-n // 16) + 4) * U
+            factor = 2 * each.max(-1, keepdims=True) + (2 * n + 8) * U
+            out[t] = (factor * np.einsum("hk,khd->hd", weight, np.abs(v[seen]))).reshape(-1)
+    return out
