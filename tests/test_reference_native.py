@@ -112,7 +112,7 @@ def compare_pages(plan: p.Plan, op: p.RopeKV, pages: Pages, ref: TorchBackend, b
                 theirs[op.layer, slots] = torch.from_numpy(np.where(written[:, None, None], mine, want)).to(theirs.dtype)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(models(), st.data())
 def test_every_op_stays_within_its_bound(model, data):
     """Every op of every step."""

@@ -48,7 +48,7 @@ def distribution(logits=FIGURE, history=NONE, **fields) -> dict[int, float]:
     from pyruntime.backends.torch_ops import adjusted
 
     at = rows_of(**fields)[0]
-    x = adjusted(np.asarray(logits, np.float32), at, np.asarray(history), NONE, np.zeros(0, np.float32))
+    x = adjusted(np.asarray(logits, np.float32), at, np.asarray(history, np.int64), NONE, np.zeros(0, np.float32))
     ids, w = kept(x, np.ones(x.size, bool), at)
     return dict(zip(ids.tolist(), (w / w.sum()).tolist(), strict=True))
 
@@ -181,7 +181,7 @@ def test_greedy_takes_the_lowest_of_equals_and_hears_penalties(kind):
     at["allowed"] = 0
     assert run(backend, x, at, masks=np.uint8([[0b11001]]))["token"] == 3
     at["bias_count"] = 1
-    assert run(backend, x, at, bias_ids=np.int32([4]), bias_values=np.float32([100]))["token"] == 4
+    assert run(backend, x, at, masks=np.uint8([[0b11001]]), bias_ids=np.int32([4]), bias_values=np.float32([100]))["token"] == 4
 
 
 @pytest.mark.parametrize("kind", ["torch", "native"])

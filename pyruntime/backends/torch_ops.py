@@ -76,7 +76,8 @@ def a16(x: Tensor) -> Tensor:
     """
     x32 = x.to(torch.float32)
     largest = x32.abs().amax(-1, keepdim=True)
-    q = torch.where(largest >= 2.0**-100, torch.round(x32 * (A16_MAX / largest)), torch.zeros_like(x32))
+    inverse = torch.full_like(largest, A16_MAX) / largest     # a scalar over a tensor would round the reciprocal too
+    q = torch.where(largest >= 2.0**-100, torch.round(x32 * inverse), torch.zeros_like(x32))
     return q.to(x.dtype) * (largest / A16_MAX).to(x.dtype)
 
 
