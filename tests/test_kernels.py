@@ -360,7 +360,8 @@ def test_attention(kernels: Kernels, seed: int, k_format: int, v_format: int, he
     position = int(rng.integers(tokens)) if not hidden[0] else tokens - 1
     seen = np.flatnonzero(~hidden & (np.arange(tokens) <= position) & ((window == 0) | (np.arange(tokens) > position - window)))
     kp, vp = pages_of(SCALAR, k_format, "k", k, count), pages_of(SCALAR, v_format, "v", v, count)
-    options: dict[str, Any] = dict(position=position, scale=scale, window=window, softcap=softcap, k_format=k_format, v_format=v_format)
+    options: dict[str, Any] = dict(position=position, scale=scale, window=window, softcap=softcap, k_format=k_format,
+                                   v_format=v_format)
     split = int(rng.integers(1, count)) if count > 1 else 1
     parts = [(a, b) for a, b in ((0, split), (split, count)) if b > a]
 

@@ -8,12 +8,14 @@
 #define RT_OPS_LINEAR_H
 #include "quant/act.h"
 
-typedef struct rt_rows { /* V_DOT_TOKENS activations, at some k */
-  const int32_t *sum[V_DOT_TOKENS];
-  const int8_t *high[V_DOT_TOKENS], *low[V_DOT_TOKENS];
-  const int16_t *q[V_DOT_TOKENS];
-  const float *x[V_DOT_TOKENS];
-  float scale[V_DOT_TOKENS];
+enum { RT_AT_ONCE = 4 }; /* most tokens of one pass */
+
+typedef struct rt_rows { /* activations of some tokens, at some k */
+  const int32_t *sum[RT_AT_ONCE];
+  const int8_t *high[RT_AT_ONCE], *low[RT_AT_ONCE];
+  const int16_t *q[RT_AT_ONCE];
+  const float *x[RT_AT_ONCE];
+  float scale[RT_AT_ONCE];
 } rt_rows;
 
 V_INLINE rt_rows rt_rows_of(const uint8_t *act, size_t stride, int k, int m) {
@@ -32,6 +34,8 @@ V_INLINE rt_rows rt_rows_at(const rt_rows *x, int k, int m) {
   return r;
 }
 
+typedef struct rt_sums { v16i half[2][RT_AT_ONCE]; } rt_sums; /* S of a tile's two blocks, a lane a row */
+
 V_INLINE void rt_prefetch(const uint8_t *p, int bytes) {
   for (int b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, 3);
 }
@@ -43,58 +47,102 @@ V_INLINE void rt_prefetch(const uint8_t *p, int bytes) {
 #include "quant/q4_1.h"
 #include "quant/q8_0.h"
 
-enum { RT_AHEAD = 2048 }; /* bytes between the tile that is read and the one that is fetched */
+enum { RT_AHEAD = 3072 }; /* bytes between the tile that is read and the one that is fetched */
 
-/* One group for m tokens. chains: sums kept apart per row, joined pairwise at the end. */
-#define RT_LINEAR_GROUP(name, tile_bytes, chains)                                                                    \
+/* One group for m <= V_DOT_TOKENS tokens. y: [m][16], rows ldy apart. */
+#define RT_FLOAT_GROUP(name, tile_bytes)                                                                              \
   V_INLINE void rt_group_##name(const uint8_t *restrict tile, int k, const rt_rows *x, int m, float *y, size_t ldy) { \
-    v16f acc[chains * V_DOT_TOKENS];                                                                                 \
-    for (int i = 0; i < chains * m; i++) acc[i] = v_zero();                                                          \
-    for (int at = 0; at < k; at += 64, tile += tile_bytes) {                                                         \
-      rt_prefetch(tile + RT_AHEAD, tile_bytes);                                                                      \
-      rt_dot_##name(tile, x, at, m, acc);                                                                            \
-    }                                                                                                                \
-    for (int t = 0; t < m; t++) v_store(y + t * ldy, rt_close_##chains(acc, x, t, m));                               \
+    v16f acc[4][RT_AT_ONCE];                                                                                        \
+    for (int c = 0; c < 4; c++)                                                                                       \
+      for (int t = 0; t < m; t++) acc[c][t] = v_zero();                                                               \
+    for (int at = 0; at < k; at += 64, tile += tile_bytes) {                                                          \
+      rt_prefetch(tile + RT_AHEAD, tile_bytes);                                                                       \
+      rt_dot_##name(tile, x, at, m, acc);                                                                             \
+    }                                                                                                                 \
+    for (int t = 0; t < m; t++)                                                                                       \
+      v_store(y + t * ldy, v_add(v_add(acc[0][t], acc[1][t]), v_add(acc[2][t], acc[3][t])));                          \
   }
 
-V_INLINE v16f rt_close_1(const v16f *acc, const rt_rows *x, int t, int m) {
-  (void)m;
-  return v_mul(acc[t], v_set1(x->scale[t]));
-}
-V_INLINE v16f rt_close_4(const v16f *acc, const rt_rows *x, int t, int m) {
-  (void)x;
-  return v_add(v_add(acc[t], acc[m + t]), v_add(acc[2 * m + t], acc[3 * m + t]));
-}
-
-/* Tokens V_DOT_TOKENS at a time, then one by one: a group stays in cache while every token reads it. */
-#define RT_LINEAR(name, packed_bytes, chains)                                                                          \
-  RT_LINEAR_GROUP(name, packed_bytes, chains)                                                                          \
-  static void rt_linear_##name(const uint8_t *packed, int k, int first, int last, const uint8_t *act, size_t stride,   \
-                               int m, float *y, size_t ldy) {                                                          \
-    size_t group_bytes = rt_act_k(k) / 64 * packed_bytes;                                                              \
-    for (int g = first; g < last; g++, y += 16) {                                                                      \
-      const uint8_t *tile = packed + g * group_bytes;                                                                  \
-      int t = 0;                                                                                                       \
-      for (; t + V_DOT_TOKENS <= m && V_DOT_TOKENS > 1; t += V_DOT_TOKENS) {                                           \
-        rt_rows x = rt_rows_of(act + t * stride, stride, k, V_DOT_TOKENS);                                             \
-        rt_group_##name(tile, k, &x, V_DOT_TOKENS, y + t * ldy, ldy);                                                  \
-      }                                                                                                                \
-      for (; t < m; t++) {                                                                                             \
-        rt_rows x = rt_rows_of(act + t * stride, stride, k, 1);                                                        \
-        rt_group_##name(tile, k, &x, 1, y + t * ldy, ldy);                                                             \
-      }                                                                                                                \
-    }                                                                                                                  \
+#define RT_BLOCK_GROUP(name, tile_bytes)                                                                              \
+  V_INLINE void rt_group_##name(const uint8_t *restrict tile, int k, const rt_rows *x, int m, float *y, size_t ldy) { \
+    v16f acc[RT_AT_ONCE];                                                                                           \
+    for (int t = 0; t < m; t++) acc[t] = v_zero();                                                                    \
+    for (int at = 0; at < k; at += 64, tile += tile_bytes) {                                                          \
+      rt_sums s;                                                                                                      \
+      rt_prefetch(tile + RT_AHEAD, tile_bytes);                                                                       \
+      rt_sums_##name(tile, x, at, m, &s);                                                                             \
+      rt_fold_##name(tile, x, at, m, &s, acc);                                                                        \
+    }                                                                                                                 \
+    for (int t = 0; t < m; t++) v_store(y + t * ldy, v_mul(acc[t], v_set1(x->scale[t])));                             \
   }
 
-#define RT_CHAINS_F32 4
-#define RT_CHAINS_F16 4
-#define RT_CHAINS_BF16 4
-#define RT_CHAINS_Q8_0 1
-#define RT_CHAINS_Q4_0 1
-#define RT_CHAINS_Q4_1 1
-#define RT_LINEAR_EXPANDED(name, packed_bytes, chains) RT_LINEAR(name, packed_bytes, chains)
-#define FORMAT(name, ggml_type, block_weights, block_bytes, packed_bytes) \
-  RT_LINEAR_EXPANDED(name, packed_bytes, RT_CHAINS_##name)
+/* Groups [first, last) for m tokens, V_DOT_TOKENS at a time and then by ones: a group stays in cache while they read it. */
+#define RT_LINEAR(name, tile_bytes)                                                                                   \
+  V_INLINE void rt_tokens_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y,      \
+                                 size_t ldy) {                                                                        \
+    rt_rows x = rt_rows_of(act, stride, k, m);                                                                        \
+    rt_group_##name(tile, k, &x, m, y, ldy);                                                                          \
+  }                                                                                                                   \
+  static void rt_linear_##name(const uint8_t *packed, int k, int first, int last, const uint8_t *act, size_t stride,  \
+                               int m, float *y, size_t ldy) {                                                         \
+    size_t group_bytes = rt_act_k(k) / 64 * tile_bytes;                                                               \
+    for (int g = first; g < last; g++, y += 16) {                                                                     \
+      const uint8_t *tile = packed + g * group_bytes;                                                                 \
+      int t = rt_wide_##name(tile, k, act, stride, m, y, ldy);                                                        \
+      for (; V_DOT_TOKENS > 1 && m - t >= V_DOT_TOKENS; t += V_DOT_TOKENS)                                            \
+        rt_tokens_##name(tile, k, act + t * stride, stride, V_DOT_TOKENS, y + t * ldy, ldy);                          \
+      for (; V_DOT_TOKENS > 2 && m - t >= 2; t += 2)                                                                  \
+        rt_tokens_##name(tile, k, act + t * stride, stride, 2, y + t * ldy, ldy);                                     \
+      for (; t < m; t++) rt_tokens_##name(tile, k, act + t * stride, stride, 1, y + t * ldy, ldy);                    \
+    }                                                                                                                 \
+  }
+
+/* The same for many tokens where unpacking costs much: each tile is widened once for up to RT_WIDE_MOST tokens. Returns how
+ * many tokens it has done: whole V_WIDE_TOKENS, none when there are few. */
+enum { RT_WIDE_LEAST = 12, RT_WIDE_MOST = 64 };
+#ifdef V_WIDE_TOKENS
+#define RT_WIDE(name, tile_bytes)                                                                                     \
+  V_INLINE void rt_widened_##name(const uint8_t *restrict tile, int k, const uint8_t *act, size_t stride, int m,      \
+                                  float *y, size_t ldy) {                                                             \
+    _Alignas(64) int16_t wide[2][512];                                                                                \
+    v16f acc[RT_WIDE_MOST];                                                                                           \
+    for (int t = 0; t < m; t++) acc[t] = v_zero();                                                                    \
+    for (int at = 0; at < k; at += 64, tile += tile_bytes) {                                                          \
+      rt_prefetch(tile + RT_AHEAD, tile_bytes);                                                                       \
+      rt_widen_##name(tile, wide);                                                                                    \
+      for (int t = 0; t < m; t += V_WIDE_TOKENS) {                                                                    \
+        rt_rows x = rt_rows_of(act + t * stride, stride, k, V_WIDE_TOKENS), here = rt_rows_at(&x, at, V_WIDE_TOKENS); \
+        rt_sums s;                                                                                                    \
+        v_dot_wide(wide[0], here.q, s.half[0]);                                                                       \
+        for (int i = 0; i < V_WIDE_TOKENS; i++) here.q[i] += 32;                                                      \
+        v_dot_wide(wide[1], here.q, s.half[1]);                                                                       \
+        rt_fold_##name(tile, &x, at, V_WIDE_TOKENS, &s, acc + t);                                                     \
+      }                                                                                                               \
+    }                                                                                                                 \
+    for (int t = 0; t < m; t++)                                                                                       \
+      v_store(y + t * ldy, v_mul(acc[t], v_set1(*rt_act_at((uint8_t *)(uintptr_t)(act + t * stride), k).scale)));     \
+  }                                                                                                                   \
+  static int rt_wide_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y,           \
+                            size_t ldy) {                                                                             \
+    int whole = m < RT_WIDE_LEAST ? 0 : m / V_WIDE_TOKENS * V_WIDE_TOKENS;                                            \
+    for (int t = 0; t < whole; t += RT_WIDE_MOST)                                                                     \
+      rt_widened_##name(tile, k, act + t * stride, stride, whole - t < RT_WIDE_MOST ? whole - t : RT_WIDE_MOST,       \
+                        y + t * ldy, ldy);                                                                            \
+    return whole;                                                                                                     \
+  }
+#else
+#define RT_WIDE(name, tile_bytes) RT_NO_WIDE(name)
+#endif
+#define RT_NO_WIDE(name)                                                                                                 \
+  V_INLINE int rt_wide_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y, size_t ldy) { \
+    (void)tile, (void)k, (void)act, (void)stride, (void)m, (void)y, (void)ldy;                                           \
+    return 0;                                                                                                            \
+  }
+
+/* Which of the two forms a format has follows from its block in defs/formats.def: 1 weight or 32. */
+#define RT_FORM_1(name, tile_bytes) RT_FLOAT_GROUP(name, tile_bytes) RT_NO_WIDE(name) RT_LINEAR(name, tile_bytes)
+#define RT_FORM_32(name, tile_bytes) RT_BLOCK_GROUP(name, tile_bytes) RT_WIDE(name, tile_bytes) RT_LINEAR(name, tile_bytes)
+#define FORMAT(name, ggml_type, block_weights, block_bytes, packed_bytes) RT_FORM_##block_weights(name, packed_bytes)
 #include "defs/formats.def"
 #undef FORMAT
 

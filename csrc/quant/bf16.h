@@ -16,12 +16,20 @@ static inline void rt_unpack_BF16(const uint8_t *restrict tile, int row, float *
 }
 
 /* ---- dot ---- */
-/* Four chains, k mod 4, each in ascending k. chain: [4][m]. */
+/* Four chains, k mod 4, each in ascending k. One token meets k in order; more keep one chain of each in registers. */
 #ifdef V_INLINE
-V_INLINE void rt_dot_BF16(const uint8_t *restrict tile, const rt_rows *x, int k, int m, v16f *restrict chain) {
-  for (int i = 0; i < RT_TILE_K; i++) {
-    v16f w = v_load_bf16((const uint16_t *)tile + i * 16);
-    for (int t = 0; t < m; t++) chain[i % 4 * m + t] = v_fma(w, v_set1(x->x[t][k + i]), chain[i % 4 * m + t]);
+V_INLINE v16f rt_row_BF16(const uint8_t *restrict tile, int i) { return v_load_bf16((const uint16_t *)tile + i * 16); }
+V_INLINE void rt_dot_BF16(const uint8_t *restrict tile, const rt_rows *x, int k, int m, v16f (*chain)[RT_AT_ONCE]) {
+  for (int i = 0; i < RT_TILE_K && m == 1; i++)
+    chain[i % 4][0] = v_fma(rt_row_BF16(tile, i), v_set1(x->x[0][k + i]), chain[i % 4][0]);
+  for (int c = 0; c < 4 && m > 1; c++) {
+    v16f acc[RT_AT_ONCE];
+    for (int t = 0; t < m; t++) acc[t] = chain[c][t];
+    for (int i = c; i < RT_TILE_K; i += 4) {
+      v16f w = rt_row_BF16(tile, i);
+      for (int t = 0; t < m; t++) acc[t] = v_fma(w, v_set1(x->x[t][k + i]), acc[t]);
+    }
+    for (int t = 0; t < m; t++) chain[c][t] = acc[t];
   }
 }
 #endif

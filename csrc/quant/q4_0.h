@@ -35,16 +35,23 @@ static inline void rt_unpack_Q4_0(const uint8_t *restrict tile, int row, float *
 }
 
 /* ---- dot ---- */
-/* acc += d * (S - 8 sum) for the two blocks, S = sum n q. */
+/* acc += d * S for each of the two blocks, S = sum (n - 8) q, exact. */
 #ifdef V_INLINE
-V_INLINE void rt_dot_Q4_0(const uint8_t *restrict tile, const rt_rows *x, int k, int m, v16f *restrict acc) {
-  v16i s[2][V_DOT_TOKENS];
+V_INLINE void rt_sums_Q4_0(const uint8_t *restrict tile, const rt_rows *x, int k, int m, rt_sums *s) {
   rt_rows at = rt_rows_at(x, k, m);
-  v_dot_u4(tile + 64, at.q, at.high, at.low, m, s[0], s[1]);
+  v_dot_u4(tile + 64, at.q, at.high, at.low, m, s->half[0], s->half[1]);
+  for (int h = 0; h < 2; h++)
+    for (int t = 0; t < m; t++) s->half[h][t] = v_minus(s->half[h][t], 8 * x->sum[t][k / 32 + h]);
+}
+V_INLINE void rt_fold_Q4_0(const uint8_t *restrict tile, const rt_rows *x, int k, int m, const rt_sums *s, v16f *acc) {
+  (void)x, (void)k;
   for (int h = 0; h < 2; h++) {
     v16f d = v_load_f16((const uint16_t *)(tile + h * 32));
-    for (int t = 0; t < m; t++) acc[t] = v_fma(v_of_s32(v_minus(s[h][t], 8 * x->sum[t][k / 32 + h])), d, acc[t]);
+    for (int t = 0; t < m; t++) acc[t] = v_fma(v_of_s32(s->half[h][t]), d, acc[t]);
   }
 }
+#ifdef V_WIDE_TOKENS
+V_INLINE void rt_widen_Q4_0(const uint8_t *restrict tile, int16_t (*wide)[512]) { v_widen_u4(tile + 64, 8, wide[0], wide[1]); }
+#endif
 #endif
 #endif

@@ -34,16 +34,26 @@ static inline void rt_unpack_Q8_0(const uint8_t *restrict tile, int row, float *
 }
 
 /* ---- dot ---- */
-/* acc += d * (S - 128 sum) for the two blocks, S = sum u8 q. */
+/* acc += d * S for each of the two blocks, S = sum (u8 - 128) q, exact. */
 #ifdef V_INLINE
-V_INLINE void rt_dot_Q8_0(const uint8_t *restrict tile, const rt_rows *x, int k, int m, v16f *restrict acc) {
+V_INLINE void rt_sums_Q8_0(const uint8_t *restrict tile, const rt_rows *x, int k, int m, rt_sums *s) {
   for (int h = 0; h < 2; h++) {
-    v16i s[V_DOT_TOKENS];
     rt_rows at = rt_rows_at(x, k + 32 * h, m);
-    v_dot_u8(tile + 64 + h * 512, at.q, at.high, at.low, m, s);
-    v16f d = v_load_f16((const uint16_t *)(tile + h * 32));
-    for (int t = 0; t < m; t++) acc[t] = v_fma(v_of_s32(v_minus(s[t], 128 * x->sum[t][k / 32 + h])), d, acc[t]);
+    v_dot_u8(tile + 64 + h * 512, at.q, at.high, at.low, m, s->half[h]);
+    for (int t = 0; t < m; t++) s->half[h][t] = v_minus(s->half[h][t], 128 * x->sum[t][k / 32 + h]);
   }
 }
+V_INLINE void rt_fold_Q8_0(const uint8_t *restrict tile, const rt_rows *x, int k, int m, const rt_sums *s, v16f *acc) {
+  (void)x, (void)k;
+  for (int h = 0; h < 2; h++) {
+    v16f d = v_load_f16((const uint16_t *)(tile + h * 32));
+    for (int t = 0; t < m; t++) acc[t] = v_fma(v_of_s32(s->half[h][t]), d, acc[t]);
+  }
+}
+#ifdef V_WIDE_TOKENS
+V_INLINE void rt_widen_Q8_0(const uint8_t *restrict tile, int16_t (*wide)[512]) {
+  for (int h = 0; h < 2; h++) v_widen_u8(tile + 64 + h * 512, 128, wide[h]);
+}
+#endif
 #endif
 #endif

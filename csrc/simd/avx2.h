@@ -94,6 +94,12 @@ V_INLINE v16i v_minus(v16i x, int32_t y) {
 /* ---- whole blocks ---- */
 #define V_DOT_TOKENS 4
 
+/* Sums of integers stay in the order written: free to choose, gcc adds pairs first and spills every register it has. */
+V_INLINE __m256i v_chain(__m256i x) {
+  __asm__("" : "+x"(x));
+  return x;
+}
+
 V_INLINE __m256i v_four(const int8_t *p) { /* 4 bytes, repeated */
   int32_t x;
   memcpy(&x, p, 4);
@@ -121,7 +127,7 @@ V_INLINE void v_dot_u8(const uint8_t *restrict steps, const int16_t *const *q, c
                     _mm256_unpackhi_epi8(w1, zero)};
     for (int t = 0; t < m; t++) {
       __m256i x = v_eight(q[t] + j * 4);
-      for (int c = 0; c < 4; c++) sum[t][c] = _mm256_add_epi32(sum[t][c], _mm256_madd_epi16(w[c], x));
+      for (int c = 0; c < 4; c++) sum[t][c] = v_chain(_mm256_add_epi32(sum[t][c], _mm256_madd_epi16(w[c], x)));
     }
   }
   for (int t = 0; t < m; t++)
@@ -141,8 +147,8 @@ V_INLINE void v_dot_nibbles(const uint8_t *restrict steps, const int8_t *const *
     for (int t = 0; t < m; t++) {
       __m256i xh = v_four(high[t] + at + j * 4), xl = v_four(low[t] + at + j * 4);
       for (int c = 0; c < 2; c++) {
-        h[t][c] = _mm256_add_epi16(h[t][c], _mm256_maddubs_epi16(w[c], xh));
-        l[t][c] = _mm256_add_epi16(l[t][c], _mm256_maddubs_epi16(w[c], xl));
+        h[t][c] = v_chain(_mm256_add_epi16(h[t][c], _mm256_maddubs_epi16(w[c], xh)));
+        l[t][c] = v_chain(_mm256_add_epi16(l[t][c], _mm256_maddubs_epi16(w[c], xl)));
       }
     }
   }
@@ -156,5 +162,57 @@ V_INLINE void v_dot_u4(const uint8_t *restrict steps, const int16_t *const *q, c
   (void)q;
   v_dot_nibbles(steps, high, low, 0, 0, m, first);
   v_dot_nibbles(steps, high, low, 32, 1, m, second);
+}
+
+/* ---- many tokens: a block as s16 [16 pair of k][16 row][2], unpacked once for all of them ---- */
+#define V_WIDE_TOKENS 4
+
+/* 32 bytes [8 row][4 k] -> s16 minus offset, pairs of k `first` and `first + 1`, rows from `row` on. */
+V_INLINE void v_widen_32(__m256i bytes, __m256i offset, int16_t *wide, int first, int row) {
+  const __m256i zero = _mm256_setzero_si256();
+  __m256 low = _mm256_castsi256_ps(_mm256_unpacklo_epi8(bytes, zero));
+  __m256 high = _mm256_castsi256_ps(_mm256_unpackhi_epi8(bytes, zero));
+  __m256i a = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0x88));
+  __m256i b = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xdd));
+  _mm256_store_si256((__m256i *)(wide + first * 32 + row * 2), _mm256_sub_epi16(a, offset));
+  _mm256_store_si256((__m256i *)(wide + first * 32 + 32 + row * 2), _mm256_sub_epi16(b, offset));
+}
+
+V_INLINE void v_widen_u8(const uint8_t *restrict steps, int offset, int16_t *restrict wide) {
+  __m256i o = _mm256_set1_epi16((int16_t)offset);
+  for (int j = 0; j < 8; j++)
+    for (int c = 0; c < 2; c++) v_widen_32(v_256(steps + j * 64 + c * 32), o, wide, 2 * j, 8 * c);
+}
+
+V_INLINE void v_widen_u4(const uint8_t *restrict steps, int offset, int16_t *restrict first, int16_t *restrict second) {
+  const __m256i o = _mm256_set1_epi16((int16_t)offset), fifteen = _mm256_set1_epi8(15);
+  for (int j = 0; j < 8; j++)
+    for (int c = 0; c < 2; c++) {
+      __m256i both = v_256(steps + j * 64 + c * 32);
+      v_widen_32(_mm256_and_si256(both, fifteen), o, first, 2 * j, 8 * c);
+      v_widen_32(_mm256_and_si256(_mm256_srli_epi16(both, 4), fifteen), o, second, 2 * j, 8 * c);
+    }
+}
+
+V_INLINE __m256i v_two(const int16_t *p) { /* 4 bytes, repeated */
+  int32_t x;
+  memcpy(&x, p, 4);
+  return _mm256_set1_epi32(x);
+}
+
+/* s[t] = sum over 32 k of wide * q[t]. */
+V_INLINE void v_dot_wide(const int16_t *restrict wide, const int16_t *const *q, v16i *restrict s) {
+  __m256i sum[V_WIDE_TOKENS][2];
+  for (int t = 0; t < V_WIDE_TOKENS; t++) sum[t][0] = sum[t][1] = _mm256_setzero_si256();
+#pragma GCC unroll 16
+  for (int p = 0; p < 16; p++) {
+    __m256i w0 = v_chain(v_256(wide + p * 32)), w1 = v_chain(v_256(wide + p * 32 + 16)); /* once, not for every token */
+    for (int t = 0; t < V_WIDE_TOKENS; t++) {
+      __m256i x = v_two(q[t] + p * 2);
+      sum[t][0] = v_chain(_mm256_add_epi32(sum[t][0], _mm256_madd_epi16(w0, x)));
+      sum[t][1] = v_chain(_mm256_add_epi32(sum[t][1], _mm256_madd_epi16(w1, x)));
+    }
+  }
+  for (int t = 0; t < V_WIDE_TOKENS; t++) s[t] = (v16i){sum[t][0], sum[t][1]};
 }
 #endif

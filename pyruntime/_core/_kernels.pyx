@@ -46,7 +46,8 @@ cdef extern from "isa/kernels.h" nogil:
         void (**store_k)(const float *, int, int, uint8_t *) noexcept nogil
         void (**store_v)(const float *, int, int, uint8_t *) noexcept nogil
         void (*attention)(const rt_attention_args *, int, int, float *, float *) noexcept nogil
-        void (*attention_combine)(int, int, int, const float *, const float *, const float *, const float *, float *) noexcept nogil
+        void (*attention_combine)(int, int, int, const float *, const float *, const float *, const float *,
+                                  float *) noexcept nogil
         void (*scale_cap)(float *, int, float, float) noexcept nogil
         int (*argmax)(const float *, int, float *, int *) noexcept nogil
         double (*exp_sum)(const float *, int, float) noexcept nogil
