@@ -30,10 +30,10 @@ class LLM:
     """A loaded model that answers in this process.
 
     model: a name (`smollm2:135m`), a GGUF file, or a Model that is open already. Options are those of `loading.open_model`
-    and, for the engine, `max_waiting` and `chunk`. Threads may share one LLM; a forked child must make its own.
+    and, for the engine, `max_waiting`. Threads may share one LLM; a forked child must make its own.
     """
 
-    def __init__(self, model: str | os.PathLike[str] | Model, *, max_waiting: int = 1024, chunk: int = 512,
+    def __init__(self, model: str | os.PathLike[str] | Model, *, max_waiting: int = 1024,
                  progress: bool | Progress | None = None, **options: Any) -> None:
         """progress: True shows a bar while loading, False none, None one where stderr is a terminal; or a callable."""
         if not isinstance(model, Model):
@@ -42,7 +42,7 @@ class LLM:
             raise FieldInvalid(f"{', '.join(options)}: this model is open already; give them to open_model")
         self.model = model
         self.tokenizer = model.tokenizer
-        self.engine: Engine = model.start(max_waiting=max_waiting, chunk=chunk)
+        self.engine: Engine = model.start(max_waiting=max_waiting)
         self._close = weakref.finalize(self, Engine.close, self.engine)   # also at exit, before threads are torn down
 
     # ---- answers ----
@@ -117,7 +117,7 @@ class LLM:
     def _complete(self, requests: list[tuple[list[int], SamplingParams]]) -> list[Completion]:
         """Answers in the order of requests; as many at once as the engine takes."""
         queue: SimpleQueue[Events] = SimpleQueue()
-        sink = _QueueSink(queue)
+        sink = _QueueSink(queue, ends_only=True)
         answers: list[Completion | None] = [None] * len(requests)
         handles: dict[str, tuple[Handle, int]] = {}
         todo = deque(enumerate(requests))
@@ -176,8 +176,10 @@ class LLM:
 
     def _paired(self, prompts: list[list[int]], params: Params, truncate: bool,
                 fields: dict[str, Any]) -> list[tuple[list[int], SamplingParams]]:
-        shared = params is None or isinstance(params, SamplingParams)
-        each = [params or SamplingParams()] * len(prompts) if shared else list(params)
+        if params is None or isinstance(params, SamplingParams):
+            each = [params or SamplingParams()] * len(prompts)
+        else:
+            each = list(params)
         if len(each) != len(prompts):
             raise FieldInvalid(f"{len(each)} params for {len(prompts)} prompts; give one for all or one for each", field="params")
         if fields:
@@ -325,15 +327,18 @@ class AsyncLLM:
 
 
 class _QueueSink:
-    """Events into a queue that a thread reads."""
+    """Events into a queue that a thread reads. ends_only: just Done and Failed, so that the thread sleeps until then."""
 
-    __slots__ = ("_queue",)
+    __slots__ = ("_queue", "_ends_only")
 
-    def __init__(self, queue: SimpleQueue[Events]) -> None:
-        self._queue = queue
+    def __init__(self, queue: SimpleQueue[Events], *, ends_only: bool = False) -> None:
+        self._queue, self._ends_only = queue, ends_only
 
     def put(self, events: Events) -> None:
-        self._queue.put(events)
+        if self._ends_only:
+            events = [e for e in events if isinstance(e[2], (Done, Failed))]
+        if events:
+            self._queue.put(events)
 
 
 class _LoopSink:

@@ -61,13 +61,14 @@ class Model:
     defaults: dict[str, float]
     context: int
     max_running: int
+    chunk: int
     memory: MemoryPlan
     metadata: Metadata
 
-    def start(self, *, max_waiting: int = 1024, chunk: int = CHUNK) -> Engine:
+    def start(self, *, max_waiting: int = 1024) -> Engine:
         """The engine; closing it closes the backend, so a model starts once."""
         return Engine(self.backend, self.tokenizer, defaults=self.defaults, context=self.context, max_running=self.max_running,
-                      max_waiting=max_waiting, chunk=chunk, name=self.name)
+                      max_waiting=max_waiting, chunk=self.chunk, name=self.name)
 
     def close(self) -> None:
         """For a model that was never started."""
@@ -81,6 +82,7 @@ def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads
 
     context: most tokens of prompt and answer, default and at most the model's. kv_tokens: tokens the cache holds for all
     running sequences, default `context` x `max_running`, but no more than half the memory that weights leave.
+    max_running: sequences computed at once. chunk: most prompt tokens in one step, so that answers go on beside a prompt.
     threads, isa, pool: native only, default as PYRUNTIME_THREADS, PYRUNTIME_ISA, PYRUNTIME_POOL say. progress: True, False,
     None (a bar where stderr is a terminal), or called with (bytes done, bytes in all).
     ModelNotFound, ModelInvalid, FieldInvalid.
@@ -108,7 +110,7 @@ def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads
             pages=pages, max_tokens=chunk + max_running, max_rows=max(64, max_running), histories=max_running),
             dict(threads=threads, isa=isa, pool=pool))
         return Model(_name(path, file), file, config, plan, weights, made, tokenizer, defaults, context,
-                     max_running, memory, source.metadata)
+                     max_running, chunk, memory, source.metadata)
 
 
 def _backend(name: str, plan: Plan, weights: Weights, sizes: dict[str, Any], machine: dict[str, Any]) -> Backend:
@@ -205,8 +207,9 @@ def _shown(progress: bool | Progress | None, label: str) -> Iterator[Progress | 
         from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        bar = Bar(TextColumn(f"loading {label}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
-                  console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        bar = Bar(TextColumn(f"loading {label}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console,
+                  transient=console.is_terminal)
         with bar:
             task = bar.add_task("load")
             yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -44,7 +44,7 @@ def load(path: Path, backend: str, *, chunk: int = 32, **options) -> LLM:
         old = model.backend
         model.backend = TorchBackend(model.plan, model.weights, pages=old.pages, max_tokens=old.max_tokens,
                                      max_rows=old.max_rows, histories=old.histories, dtype=torch.float64)
-    return LLM(model, chunk=chunk)
+    return LLM(model)
 
 
 @pytest.fixture(scope="module", params=["native", "torch"])
@@ -331,6 +331,15 @@ def test_memory_plan_and_progress(tiny_model: Path) -> None:
     assert (memory.kv_tokens, memory.kv, memory.weights) == (512, 512 * 2 * 2 * 16 * 4, model.weights.nbytes)
     assert seen[0][0] == 0 and seen[-1][0] == seen[-1][1] > 0 and available_memory() > 0
     model.close()
+
+
+def test_a_bar_while_loading(tiny_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with LLM(tiny_model, backend="torch", kv_tokens=256, progress=True):
+        pass
+    out, err = capfd.readouterr()
+    assert out == "" and "loading tiny.gguf" in err
+    with LLM(tiny_model, backend="torch", kv_tokens=256):
+        assert capfd.readouterr() == ("", "")    # no terminal, no bar
 
 
 def test_an_llm_nobody_closed_closes_itself(tiny_model: Path) -> None:

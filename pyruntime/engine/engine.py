@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from itertools import count
@@ -268,8 +268,11 @@ class Engine:
         if not len(prompt_ids):
             raise FieldInvalid("prompt is empty; give at least one token", field="prompt")
         self.scheduler.fits(len(prompt_ids))
-        self._ids_known("prompt", prompt_ids)
-        return [int(i) for i in prompt_ids]
+        if isinstance(prompt_ids, np.ndarray):
+            prompt_ids = prompt_ids.tolist()
+        if set(map(type, prompt_ids)) != {int} or min(prompt_ids) < 0 or max(prompt_ids) >= self.vocab:
+            self._ids_known("prompt", prompt_ids)    # says which, or lets numpy's integers pass
+        return list(map(int, prompt_ids))
 
     def _sequences(self, request: _Request, n: int, priority: int) -> list[Sequence]:
         """One sequence per candidate, alike but for the candidate's number in the random stream's key."""
@@ -291,7 +294,7 @@ class Engine:
         mask = self._mask(p.allowed_token_ids) if p.allowed_token_ids else None
         early = None
         if p.min_tokens and (ends := (frozenset() if p.ignore_end else self._ends) | set(p.stop_token_ids)):
-            early = self._mask(frozenset(p.allowed_token_ids or range(self.vocab)) - ends)
+            early = ~self._mask(ends) & (self._mask(range(self.vocab)) if mask is None else mask)
             if not early.any():
                 raise FieldInvalid("min_tokens forbids the end and stop tokens at first, and allowed_token_ids has no others; "
                                    "allow one more or drop min_tokens", field="min_tokens")
@@ -305,7 +308,7 @@ class Engine:
                 scored=0 if p.prompt_logprobs and not index else -1))
         return sequences
 
-    def _mask(self, ids: Seq[int] | frozenset[int]) -> np.ndarray:
+    def _mask(self, ids: Collection[int]) -> np.ndarray:
         """u8 [ceil(vocab / 8)]: bit t of byte t // 8 set for every id."""
         bits = np.zeros(-(-self.vocab // 8) * 8, np.uint8)
         bits[np.fromiter(ids, np.int64, len(ids))] = 1
