@@ -104,6 +104,21 @@ def test_events_of_one_request_in_order() -> None:
     assert [type(e) for e in kinds[4:]] == [Delta, Delta, Delta, Done]
 
 
+def test_prompt_logprobs_come_with_started() -> None:
+    """All logits of this backend are equal: every token has probability 1 / vocabulary, and rank 1."""
+    sink, backend = Sink(), HashBackend(max_rows=6)
+    with engine_over(backend, max_running=2) as engine:
+        other = engine.submit([8] * 3, greedy(max_tokens=30), sink=sink)
+        handle = engine.submit(list(range(20, 60)), greedy(max_tokens=3, prompt_logprobs=True), sink=sink)
+        c = sink.completion(handle)
+        assert list(sink.completion(other).token_ids) == expected([8] * 3, 30)
+    kinds = [e for _, e in sink.events[handle.request_id]]
+    assert [type(e) for e in kinds] == [Started, Delta, Delta, Delta, Done] and kinds[0].prompt_logprobs == c.prompt_logprobs
+    assert [t.token_id for t in c.prompt_logprobs] == list(range(20, 60)) and c.prompt_logprobs[0].logprob is None
+    assert all(t.logprob == pytest.approx(-np.log(VOCAB)) and t.rank == 1 for t in c.prompt_logprobs[1:])
+    assert list(c.token_ids) == expected(list(range(20, 60)), 3)
+
+
 def test_one_hand_over_per_step_and_sink() -> None:
     backend, sink = HashBackend(), Sink()
     ready = threading.Event()
@@ -246,6 +261,36 @@ def test_cancelled_at_any_step_every_page_is_free(when: int) -> None:
         assert list(sink.completion(handles[1]).token_ids) == expected([4] * 5, 30)
         handles[0].cancel()
         assert engine.scheduler.pages_used == 0
+
+
+@given(st.data())
+@settings(max_examples=25)
+def test_cancelling_some_leaves_the_others_as_they_were(data: st.DataObject) -> None:
+    """Any of them, at any step, in a pool so small that preemption goes on all the time."""
+    jobs = data.draw(st.lists(st.tuples(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40), st.integers(1, 30)),
+                              min_size=2, max_size=6))
+    cancels = data.draw(st.dictionaries(st.integers(0, len(jobs) - 1), st.integers(0, 40), max_size=len(jobs) - 1))
+    backend, sink = HashBackend(pages=6, context=80), Sink()
+    ready = threading.Event()
+    handles: list[Handle] = []
+
+    def before(step: int) -> None:
+        ready.wait(WAIT)
+        for index, when in cancels.items():
+            if step == when:
+                handles[index].cancel()
+
+    backend.before = before
+    with engine_over(backend, max_running=4, chunk=16) as engine:
+        handles += [engine.submit(p, greedy(max_tokens=n, seed=i), sink=sink) for i, (p, n) in enumerate(jobs)]
+        ready.set()
+        for i, ((prompt, n), handle) in enumerate(zip(jobs, handles, strict=True)):
+            answer = sink.completion(handle)
+            if answer.finish_reason == FinishReason.CANCELLED:
+                assert i in cancels
+            else:
+                assert len(answer.token_ids) == min(n, 80 - len(prompt))
+            assert list(answer.token_ids) == expected(prompt, len(answer.token_ids), seed=i)
 
 
 def test_cancel_while_waiting_and_by_id() -> None:
