@@ -10,7 +10,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 SOURCES := pyproject.toml setup.py $(shell find csrc pyruntime -type f \
 	\( -name '*.[ch]' -o -name '*.inc' -o -name '*.def' -o -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' \))
 
-.PHONY: help demo test build wheel lint bench clean
+.PHONY: help demo test build wheel lint protos bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make build    the compiled modules in the tree, the package installed in .venv"
 	@echo "make wheel    dist/pyruntime_llm-*.whl"
 	@echo "make lint     ruff and mypy"
+	@echo "make protos   generate pyruntime/server/pb anew from protos/"
 	@echo "make bench    decode and prefill speed of SmolLM2 beside this machine's limits"
 	@echo "make clean    remove everything built, .venv included"
 
@@ -69,6 +70,9 @@ test: $(VENV)/.installed $(VENV)/.tests $(VENV)/.simde
 lint: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy pyruntime
+
+protos: $(VENV)/.tests
+	$(BIN)/python protos/generate.py
 
 bench: $(VENV)/.installed
 	@$(BIN)/pyruntime pull smollm2:135m
