@@ -566,7 +566,7 @@ def test_an_open_address_needs_a_guard(engine):
         assert error.value.field == "address"
         Server({"m": engine}, address=address, api_keys=["key"])
         Server({"m": engine}, address=address, insecure=True)
-    for address in ("127.0.0.1:0", "localhost:0", "[::1]:0", "unix:/tmp/x", "127.1.2.3:9"):
+    for address in ("127.0.0.1:0", "localhost:0", "[::1]:0", "unix:/run/x", "127.1.2.3:9"):
         assert auth.is_loopback(address)
 
 
