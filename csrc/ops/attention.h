@@ -14,59 +14,68 @@
 
 enum { RT_HEADS = 4 }; /* heads that meet a page together */
 
-/* 16 values of which the last 16 - n are not there. p: n values of `bytes` each */
-#define RT_PAGE_FORMAT(name, bytes)                                                                                     \
-  V_INLINE v16f rt_page_part_##name(const uint8_t *p, int n) {                                                          \
-    uint8_t wide[16 * bytes] = {0};                                                                                     \
-    if (n >= 16) return rt_page_load_##name(p);                                                                         \
-    memcpy(wide, p, (size_t)n * bytes);                                                                                 \
-    return rt_page_load_##name(wide);                                                                                   \
-  }                                                                                                                     \
-  /* s[heads][16] = q[heads][head_dim] . k[head_dim][16] */                                                             \
-  V_INLINE void rt_scores_of_##name(const float *q, const uint8_t *k, int head_dim, int heads, float *s) {              \
-    v16f acc[RT_HEADS];                                                                                                 \
-    for (int h = 0; h < heads; h++) acc[h] = v_zero();                                                                  \
-    for (int d = 0; d < head_dim; d++, k += 16 * bytes) {                                                               \
-      v16f row = rt_page_load_##name(k);                                                                                \
-      for (int h = 0; h < heads; h++) acc[h] = v_fma(v_set1(q[h * head_dim + d]), row, acc[h]);                         \
-    }                                                                                                                   \
-    for (int h = 0; h < heads; h++) v_store(s + h * 16, acc[h]);                                                        \
-  }                                                                                                                     \
-  static void rt_scores_##name(const float *q, const uint8_t *k, int head_dim, int heads, float *s) {                   \
-    if (heads == 1) rt_scores_of_##name(q, k, head_dim, 1, s);                                                          \
-    else if (heads == 2) rt_scores_of_##name(q, k, head_dim, 2, s);                                                     \
-    else if (heads == 3) rt_scores_of_##name(q, k, head_dim, 3, s);                                                     \
-    else rt_scores_of_##name(q, k, head_dim, 4, s);                                                                     \
-  }                                                                                                                     \
-  /* out[heads][head_dim] += p[heads][16] v[16][head_dim] over the n tokens listed in `seen` */                         \
-  V_INLINE void rt_mix_of_##name(const float *p, const uint8_t *v, int head_dim, int heads, const uint8_t *seen, int n, \
-                                 float *out) {                                                                          \
-    for (int d = 0; d < head_dim; d += 16) {                                                                            \
-      int lanes = head_dim - d < 16 ? head_dim - d : 16;                                                                \
-      v16f acc[RT_HEADS];                                                                                               \
-      for (int h = 0; h < heads; h++) acc[h] = v_load_n(out + h * head_dim + d, lanes, 0.0f);                           \
-      for (int i = 0; i < n; i++) {                                                                                     \
-        v16f row = rt_page_part_##name(v + ((size_t)seen[i] * (size_t)head_dim + (size_t)d) * bytes, lanes);            \
-        for (int h = 0; h < heads; h++) acc[h] = v_fma(v_set1(p[h * 16 + seen[i]]), row, acc[h]);                       \
-      }                                                                                                                 \
-      for (int h = 0; h < heads; h++) v_store_n(out + h * head_dim + d, acc[h], lanes);                                 \
-    }                                                                                                                   \
-  }                                                                                                                     \
-  static void rt_mix_##name(const float *p, const uint8_t *v, int head_dim, int heads, const uint8_t *seen, int n,      \
-                            float *out) {                                                                               \
-    if (heads == 1) rt_mix_of_##name(p, v, head_dim, 1, seen, n, out);                                                  \
-    else if (heads == 2) rt_mix_of_##name(p, v, head_dim, 2, seen, n, out);                                             \
-    else if (heads == 3) rt_mix_of_##name(p, v, head_dim, 3, seen, n, out);                                             \
-    else rt_mix_of_##name(p, v, head_dim, 4, seen, n, out);                                                             \
+/* What meets pages of one format. `next` is the page after, fetched line by line while this one is read. */
+#define RT_PAGE_FORMAT(name, bytes)                                                                                       \
+  /* 16 values of which the last 16 - n are not there. p: n values */                                                     \
+  V_INLINE v16f rt_page_part_##name(const uint8_t *p, int n) {                                                            \
+    uint8_t wide[16 * bytes] = {0};                                                                                       \
+    if (n >= 16) return rt_page_load_##name(p);                                                                           \
+    memcpy(wide, p, (size_t)n * bytes);                                                                                   \
+    return rt_page_load_##name(wide);                                                                                     \
+  }                                                                                                                       \
+  /* s[heads][16] = q[heads][head_dim] . k[head_dim][16] */                                                               \
+  V_INLINE void rt_scores_of_##name(const float *q, const uint8_t *k, const uint8_t *next, int head_dim, int heads,       \
+                                    float *s) {                                                                           \
+    v16f acc[RT_HEADS];                                                                                                   \
+    for (int h = 0; h < heads; h++) acc[h] = v_zero();                                                                    \
+    for (int d = 0; d < head_dim; d++, k += 16 * bytes, next += 16 * bytes) {                                             \
+      v16f row = rt_page_load_##name(k);                                                                                  \
+      __builtin_prefetch(next);                                                                                           \
+      for (int h = 0; h < heads; h++) acc[h] = v_fma(v_set1(q[h * head_dim + d]), row, acc[h]);                           \
+    }                                                                                                                     \
+    for (int h = 0; h < heads; h++) v_store(s + h * 16, acc[h]);                                                          \
+  }                                                                                                                       \
+  static void rt_scores_##name(const float *q, const uint8_t *k, const uint8_t *next, int head_dim, int heads, float *s) {\
+    if (heads == 1) rt_scores_of_##name(q, k, next, head_dim, 1, s);                                                      \
+    else if (heads == 2) rt_scores_of_##name(q, k, next, head_dim, 2, s);                                                 \
+    else if (heads == 3) rt_scores_of_##name(q, k, next, head_dim, 3, s);                                                 \
+    else rt_scores_of_##name(q, k, next, head_dim, 4, s);                                                                 \
+  }                                                                                                                       \
+  /* out[heads][d..d + lanes] += p[heads][16] v[16][head_dim] over the n tokens whose slots are `seen` */                 \
+  V_INLINE void rt_mix_at_##name(const float *p, const uint8_t *v, const uint8_t *next, int head_dim, int heads,          \
+                                 const uint8_t *seen, int n, int d, int lanes, float *out) {                              \
+    v16f acc[RT_HEADS];                                                                                                   \
+    for (int h = 0; h < heads; h++) acc[h] = v_load_n(out + h * head_dim + d, lanes, 0.0f);                               \
+    for (int i = 0; i < n; i++) {                                                                                         \
+      size_t at = ((size_t)seen[i] * (size_t)head_dim + (size_t)d) * bytes;                                               \
+      v16f row = rt_page_part_##name(v + at, lanes);                                                                      \
+      __builtin_prefetch(next + at);                                                                                      \
+      for (int h = 0; h < heads; h++) acc[h] = v_fma(v_set1(p[h * 16 + seen[i]]), row, acc[h]);                           \
+    }                                                                                                                     \
+    for (int h = 0; h < heads; h++) v_store_n(out + h * head_dim + d, acc[h], lanes);                                     \
+  }                                                                                                                       \
+  V_INLINE void rt_mix_of_##name(const float *p, const uint8_t *v, const uint8_t *next, int head_dim, int heads,          \
+                                 const uint8_t *seen, int n, float *out) {                                                \
+    int d = 0;                                                                                                            \
+    for (; d + 16 <= head_dim; d += 16) rt_mix_at_##name(p, v, next, head_dim, heads, seen, n, d, 16, out);               \
+    if (d < head_dim) rt_mix_at_##name(p, v, next, head_dim, heads, seen, n, d, head_dim - d, out);                       \
+  }                                                                                                                       \
+  static void rt_mix_##name(const float *p, const uint8_t *v, const uint8_t *next, int head_dim, int heads,               \
+                            const uint8_t *seen, int n, float *out) {                                                     \
+    if (heads == 1) rt_mix_of_##name(p, v, next, head_dim, 1, seen, n, out);                                              \
+    else if (heads == 2) rt_mix_of_##name(p, v, next, head_dim, 2, seen, n, out);                                         \
+    else if (heads == 3) rt_mix_of_##name(p, v, next, head_dim, 3, seen, n, out);                                         \
+    else rt_mix_of_##name(p, v, next, head_dim, 4, seen, n, out);                                                         \
   }
 RT_PAGE_FORMAT(F32, 4)
 RT_PAGE_FORMAT(F16, 2)
 RT_PAGE_FORMAT(BF16, 2)
 #undef RT_PAGE_FORMAT
 
-static void (*const rt_scores[RT_FORMATS])(const float *, const uint8_t *, int, int, float *) = {
+static void (*const rt_scores[RT_FORMATS])(const float *, const uint8_t *, const uint8_t *, int, int, float *) = {
     [RT_F32] = rt_scores_F32, [RT_F16] = rt_scores_F16, [RT_BF16] = rt_scores_BF16};
-static void (*const rt_mix[RT_FORMATS])(const float *, const uint8_t *, int, int, const uint8_t *, int, float *) = {
+static void (*const rt_mix[RT_FORMATS])(const float *, const uint8_t *, const uint8_t *, int, int, const uint8_t *, int,
+                                            float *) = {
     [RT_F32] = rt_mix_F32, [RT_F16] = rt_mix_F16, [RT_BF16] = rt_mix_BF16};
 
 V_INLINE void rt_scale_row(float *x, int n, float factor) {
@@ -105,14 +114,15 @@ static void rt_attention(const struct rt_attention_args *args, int k_format, int
     int n = 0;
     for (uint32_t bits = v_bits(seen); bits != 0; bits &= bits - 1) slots[n++] = (uint8_t)__builtin_ctz(bits);
     if (n == 0) continue;
+    int next = b + 1 < args->blocks ? b + 1 : b; /* fetched while this page is read */
     for (int first = 0; first < args->share; first += RT_HEADS) {
       int heads = args->share - first < RT_HEADS ? args->share - first : RT_HEADS;
       float *out = args->out + (size_t)first * (size_t)head_dim;
-      rt_scores[k_format](args->q + (size_t)first * (size_t)head_dim, args->k[b], head_dim, heads, s);
+      rt_scores[k_format](args->q + (size_t)first * (size_t)head_dim, args->k[b], args->k[next], head_dim, heads, s);
       for (int h = 0; h < heads; h++)
         rt_soften(s + h * 16, seen, args->scale, args->softcap, head_dim, out + (size_t)h * (size_t)head_dim, &max[first + h],
                   &sum[first + h]);
-      rt_mix[v_format](s, args->v[b], head_dim, heads, slots, n, out);
+      rt_mix[v_format](s, args->v[b], args->v[next], head_dim, heads, slots, n, out);
     }
   }
 }
