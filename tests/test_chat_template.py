@@ -129,6 +129,15 @@ def test_what_the_caller_wrote_stays_text(tokenizer, templates, name, messages):
     assert tokenizer.decode(ids) == text
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+@settings(max_examples=40, deadline=None)
+@given(content=st.text("<|b>[/ \n'é1", max_size=20))
+def test_ids_are_those_of_the_text(tokenizer, templates, name, content):
+    """Signs of special tokens without a special token: nothing shows that they were looked at."""
+    text, ids = templates[name].encode([say("a"), say(content, "assistant"), say(content)])
+    assert ids == tokenizer.encode(text, allow_special=True)
+
+
 @settings(max_examples=60, deadline=None)
 @given(parts=st.lists(st.sampled_from(PIECES), max_size=8), cut=st.integers(0, 12))
 @example(parts=["<|im_", "end|>"], cut=3)
