@@ -13,7 +13,7 @@ POOLS = ("own", "openmp")
 
 
 def threads(asked: int | None = None) -> int:
-    """`asked`, else PYRUNTIME_THREADS, else the CPUs this process may use (affinity and control group). FieldInvalid: not 1 to 1024."""
+    """`asked`, else PYRUNTIME_THREADS, else the CPUs this process may use. FieldInvalid: not 1 to 1024."""
     name, value = "threads", str(asked)
     if asked is None:
         name, value = "PYRUNTIME_THREADS", os.environ.get("PYRUNTIME_THREADS", "")

@@ -14,7 +14,6 @@ from pyruntime import errors, machine
 from pyruntime._core import _engine
 from pyruntime.backends.native import NativeBackend
 from pyruntime.models import llama
-from pyruntime.plan import PAGE_TOKENS
 from pyruntime.types import Batch, greedy_rows
 
 ISAS = [name for name, missing in _engine.isas() if not missing]
@@ -34,8 +33,8 @@ def model(seed: int, low_memory: bool = False):
     heads = kv_heads * share * int(unit)
     config = llama.tiny(
         layers=int(rng.integers(1, 4)), width=32 * int(rng.integers(1, 5)), heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-        hidden=32 * int(rng.integers(1, 6)), vocab=int(rng.integers(17, 260)), rope_dims=2 * int(rng.integers(1, head_dim // 2 + 1)),
-        rope_interleaved=bool(rng.integers(2)), tied=bool(rng.integers(2)), qkv_bias=bool(rng.integers(2)),
+        hidden=32 * int(rng.integers(1, 6)), vocab=int(rng.integers(17, 260)),
+        rope_dims=2 * int(rng.integers(1, head_dim // 2 + 1)), rope_interleaved=bool(rng.integers(2)), tied=bool(rng.integers(2)), qkv_bias=bool(rng.integers(2)),
         qk_norm=bool(rng.integers(2)), k_format=str(rng.choice(["f16", "f32"])), v_format=str(rng.choice(["f16", "f32"])))
     plan = llama.plan(config)
     formats = {w.name: str(rng.choice(FORMATS)) for w in plan.weights if w.k}
@@ -251,7 +250,8 @@ def test_a_closed_backend_says_so_and_its_views_stay_readable():
     engine.close()
     engine.close()
     assert same(kept, logits)
-    for call in (lambda: engine.run(whole([[1]], [[0]])), engine.sampled, lambda: engine.slot("x"), lambda: engine.copy_page(0, 0, 1)):
+    for call in (lambda: engine.run(whole([[1]], [[0]])), engine.sampled, lambda: engine.slot("x"),
+                 lambda: engine.copy_page(0, 0, 1)):
         with pytest.raises(errors.EngineFailed, match="closed"):
             call()
 

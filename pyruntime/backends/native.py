@@ -35,7 +35,8 @@ class NativeBackend:
         self.pages = (pages,) * len(plan.groups) if isinstance(pages, int) else tuple(pages)
         self.threads, self.isa, self.pool = machine.threads(threads), machine.isa(isa), machine.pool(pool)
         if len(self.pages) != len(plan.groups):
-            raise FieldInvalid(f"pages has {len(self.pages)} numbers; the plan has {len(plan.groups)} cache groups", field="pages")
+            raise FieldInvalid(f"pages has {len(self.pages)} numbers; the plan has {len(plan.groups)} cache groups",
+                               field="pages")
         self._slots = {s.name: i for i, s in enumerate(plan.slots)}
         self._counts = (0, 0)
         self._engine: _engine.Engine | None = _engine.Engine(
