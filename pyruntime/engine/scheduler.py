@@ -292,13 +292,12 @@ class Scheduler:
         return Step(batch, line.parts, line.flagged, [], [])
 
     def _keep(self, parts: list[tuple[Sequence, int]], flagged: list[Flagged]) -> None:
-        """Keep a step in which everybody decoded a generated token, or will: one row each, none scores."""
+        """If everybody running gets a token from this step, all of them decode in the next: keep that one."""
         sequences = [s for s, _ in parts]
         if len(sequences) == len(self.running) == len(flagged) and all(f.samples and not f.scores for f in flagged):
-            line = [(s, 1) for s in sequences]
-            kept = [Flagged(s, row, 0, 0, True) for row, s in enumerate(sequences)]
-            self._line = _Line(line, kept, sequences, np.array([s.seat for s in sequences]), any(
-                s.bias is not None or s.mask is not None or s.early_mask is not None for s in sequences))
+            constrained = any(s.bias is not None or s.mask is not None or s.early_mask is not None for s in sequences)
+            self._line = _Line([(s, 1) for s in sequences], [Flagged(s, row, 0, 0, True) for row, s in enumerate(sequences)],
+                               sequences, np.array([s.seat for s in sequences]), constrained)
 
     def _build(self, parts: list[tuple[Sequence, int]], admitted: list[Sequence], preempted: list[Sequence]) -> Step:
         tokens: list[int] = []
