@@ -6,7 +6,9 @@ x is [tokens][width] of a slot, W is [n_out][k] dequantized. Every function read
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -240,8 +242,9 @@ def sample(step: Step, op: p.Sample) -> None:
         step.sampled[i] = sample_row(row, at, np.asarray(history, np.int64), batch.bias_ids[bias], batch.bias_values[bias], mask)
 
 
-OPS = {p.Embed: embed, p.NormLinear: norm_linear, p.Linear: linear, p.LinearAdd: linear_add, p.Gated: gated,
-       p.RopeKV: rope_kv, p.Attention: attention, p.Logits: logits, p.Sample: sample}
+OPS: dict[type, Callable[[Step, Any], None]] = {
+    p.Embed: embed, p.NormLinear: norm_linear, p.Linear: linear, p.LinearAdd: linear_add, p.Gated: gated,
+    p.RopeKV: rope_kv, p.Attention: attention, p.Logits: logits, p.Sample: sample}
 
 
 # ---- sampling, rule by rule (csrc/exec/sample.h says each) ----

@@ -1,0 +1,145 @@
+"""SmolLM2-135M Q4_1 against `transformers` reading the same file in f32: how close the answers are, in numbers.
+
+The texts: 22 prompts with 64 fixed tokens each (prompts prefilled in one ragged batch, then 64 steps of 22 sequences side by
+side), and 4,096 tokens of Alice's Adventures in Wonderland in windows of 1,024 (chunks of 128 through shuffled pages).
+"""
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyruntime.models import llama
+from pyruntime.plan import PAGE_TOKENS
+from pyruntime.tokenizer import Tokenizer
+from pyruntime.types import Batch
+from pyruntime.weights import load_weights
+from pyruntime.weights.gguf import GGUFModel
+
+DATA = Path(__file__).parent / "data"
+WINDOW, WINDOWS, CHUNK = 1024, 4, 128
+PROMPTS = json.loads((DATA / "continuations.json").read_text())
+
+
+@dataclass
+class Distance:
+    """What one backend's predictions are from the reference's, position by position."""
+
+    disagreements: int = 0                                        # best token differs where the reference is sure
+    sure: int = 0                                                 # positions where its best two are > 0.05 nats apart
+    ten_best: list[float] = field(default_factory=list)           # mean |difference| of its ten best log-probabilities
+    kl: list[float] = field(default_factory=list)                 # KL(reference || ours)
+    nll: list[tuple[float, float]] = field(default_factory=list)  # of the token that follows: (reference, ours)
+
+    def add(self, want: torch.Tensor, got: np.ndarray, following: list[int]) -> None:
+        """want, got: logits [n][vocab]; following [n]: the tokens that come next."""
+        a, b = (torch.log_softmax(x.double(), -1) for x in (want, torch.from_numpy(got)))
+        best = a.topk(10, -1)
+        sure = best.values[:, 0] - best.values[:, 1] > 0.05
+        self.sure += int(sure.sum())
+        self.disagreements += int((b.argmax(-1) != best.indices[:, 0])[sure].sum())
+        self.ten_best += (b.gather(1, best.indices) - best.values).abs().mean(-1).tolist()
+        self.kl += (a.exp() * (a - b)).sum(-1).tolist()
+        at = torch.tensor(following)[:, None]
+        self.nll += list(zip((-a.gather(1, at))[:, 0].tolist(), (-b.gather(1, at))[:, 0].tolist(), strict=True))
+
+
+class Ours:
+    """A backend of ours on the real model, asked for every position's logits."""
+
+    def __init__(self, kind: str, file: GGUFModel) -> None:
+        from pyruntime.backends.native import NativeBackend
+        from pyruntime.backends.torch import TorchBackend
+
+        plan = llama.plan(llama.from_gguf(file.metadata, file.shapes))
+        weights = load_weights(plan.weights, file)
+        pages = 2 * WINDOW // PAGE_TOKENS + len(PROMPTS) * 10
+        sizes = dict(pages=pages, max_tokens=1024, max_rows=CHUNK)
+        self.backend = NativeBackend(plan, weights, **sizes) if kind == "native" else \
+            TorchBackend(plan, weights, act_quant="none", **sizes)
+        self.last = len(plan.ops) - 1
+        self.order = np.random.default_rng(0).permutation(pages).tolist()
+
+    def logits(self, sequences, tables, rows) -> np.ndarray:
+        """Of the flagged rows; a view."""
+        self.backend.run(Batch.build(sequences, tables=[tables], rows=rows), 0, self.last)
+        return self.backend.slot("logits")
+
+    def window(self, ids: list[int]) -> np.ndarray:
+        """Logits [len(ids)][vocab]."""
+        return np.concatenate([self.logits([(ids[at:at + CHUNK], at, at)], [self.order], np.arange(CHUNK)).copy()
+                               for at in range(0, len(ids), CHUNK)])
+
+    def continuations(self) -> list[np.ndarray]:
+        """For each prompt the logits [64][vocab] that predict its tokens."""
+        tables = [self.order[10 * i:10 * i + 10] for i in range(len(PROMPTS))]
+        lengths = [len(p["prompt_ids"]) for p in PROMPTS]
+        steps = [self.logits([(p["prompt_ids"], 0, 0) for p in PROMPTS], tables, None).copy()]
+        for step in range(63):
+            steps.append(self.logits([([p["ids"][step]], n + step, n + step) for p, n in zip(PROMPTS, lengths, strict=True)],
+                                     tables, None).copy())
+        return list(np.stack(steps, 1))
+
+
+@pytest.fixture(scope="module")
+def distances(smollm: Path):
+    """{backend: {"prompts": Distance, "text": Distance}}; the reference's logits are made once and compared with both."""
+    transformers = pytest.importorskip("transformers")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    model = transformers.AutoModelForCausalLM.from_pretrained(smollm.parent, gguf_file=smollm.name, dtype=torch.float32).eval()
+    file = GGUFModel(smollm)
+    ids = Tokenizer.from_gguf_metadata(file.metadata.values).encode((DATA / "alice.txt").read_text())
+    assert len(ids) >= WINDOW * WINDOWS
+    ours = {kind: Ours(kind, file) for kind in ("native", "torch")}
+    out = {kind: {"prompts": Distance(), "text": Distance()} for kind in ours}
+    answers = {kind: backend.continuations() for kind, backend in ours.items()}
+    with torch.inference_mode():
+        for i, prompt in enumerate(PROMPTS):
+            n = len(prompt["prompt_ids"])
+            want = model(torch.tensor([prompt["prompt_ids"] + prompt["ids"]])).logits[0, n - 1:-1]
+            for kind in ours:
+                out[kind]["prompts"].add(want, answers[kind][i], prompt["ids"])
+        for first in range(0, WINDOW * WINDOWS, WINDOW):
+            window = ids[first:first + WINDOW]
+            want = model(torch.tensor([window])).logits[0, :-1]
+            for kind, backend in ours.items():
+                if kind == "native" or first == 0:
+                    out[kind]["text"].add(want, backend.window(window)[:-1], window[1:])
+    torch.set_num_threads(before)
+    return out
+
+
+@pytest.mark.parametrize("kind", ["native", "torch"])
+def test_the_best_token_is_the_same(distances, kind):
+    """Wherever the reference's best two differ by more than 0.05 nats."""
+    for part in distances[kind].values():
+        assert part.sure > 500
+        assert part.disagreements == 0
+
+
+@pytest.mark.parametrize("kind", ["native", "torch"])
+def test_the_ten_best_are_as_likely(distances, kind):
+    """Mean |difference| of the reference's ten best log-probabilities below 0.01."""
+    assert np.mean(distances[kind]["prompts"].ten_best) < 0.01
+
+
+@pytest.mark.parametrize("kind", ["native", "torch"])
+def test_perplexity_and_divergence(distances, kind):
+    """On the text: perplexity within 0.1 %, mean KL divergence below 1e-4."""
+    text = distances[kind]["text"]
+    want, got = np.exp(np.mean(text.nll, axis=0))
+    print(f"\n{kind}: perplexity {got:.4f} ({got / want - 1:+.2e}), KL {np.mean(text.kl):.2e}, "
+          f"ten best {np.mean(text.ten_best):.2e}, {text.disagreements} of {text.sure} differ")
+    assert abs(got / want - 1) < 1e-3
+    assert np.mean(text.kl) < 1e-4
+
+
+def test_the_reference_is_closer_still(distances):
+    """Without A16 only the f16 cache and f32 sums are left."""
+    assert np.mean(distances["torch"]["text"].kl) < 1e-5
+    assert np.mean(distances["torch"]["prompts"].ten_best) < 0.002
