@@ -1,0 +1,69 @@
+"""Two backends side by side, op by op: random ragged steps, and the comparison within op_bounds."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+from op_bounds import bound
+from reference_models import Pages, tables_of
+
+from pyruntime import plan as p
+from pyruntime.backends.torch import TorchBackend
+from pyruntime.types import Batch
+
+PAGES, ROWS = 24, 64
+
+
+def schedule(plan: p.Plan, rng: np.random.Generator, *, lengths: tuple[int, ...]) -> list[Batch]:
+    """Ragged steps: prompts in random chunks beside single tokens, through random pages."""
+    sequences = [rng.integers(0, plan.vocab, n) for n in lengths]
+    tables, done, steps = tables_of(list(lengths), PAGES, rng), [0] * len(lengths), []
+    while any(d < n for d, n in zip(done, lengths, strict=True)):
+        live = [i for i, n in enumerate(lengths) if done[i] < n and (rng.random() < 0.8 or len(steps) > 6)]
+        if not live:
+            continue
+        take = {i: int(rng.integers(1, min(lengths[i] - done[i], 20) + 1)) for i in live}
+        take = {i: 1 if rng.random() < 0.3 else n for i, n in take.items()}
+        flagged = np.flatnonzero(rng.random(sum(take.values())) < 0.5)[:ROWS].astype(np.int32)
+        steps.append(Batch.build([(sequences[i][done[i]:done[i] + n], done[i], done[i]) for i, n in take.items()],
+                                 tables=[[tables[i] for i in take]], rows=flagged))
+        for i, n in take.items():
+            done[i] += n
+    return steps
+
+
+def compare(plan: p.Plan, weights, native, ref: TorchBackend, batch: Batch) -> None:
+    """Run a batch op by op: before each the reference gets native's slots and pages, after it the slot it wrote is compared."""
+    pages = Pages(native)
+    native.run(batch, 0, 0)
+    ref.run(batch, 0, 0)
+    for at, op in enumerate(plan.ops[:-1]):
+        before = {}
+        for slot in plan.slots:
+            before[slot.name] = native.slot(slot.name).astype(np.float64)
+            ref.slot(slot.name)[:] = native.slot(slot.name)
+        native.run(batch, at, at + 1)
+        ref.run(batch, at, at + 1)
+        name = next(getattr(op, f) for f in ("out", "qkv") if hasattr(op, f))
+        got, want = native.slot(name).astype(np.float64), ref.slot(name).astype(np.float64)
+        limit = bound(op, weights, ref, batch, before)
+        over = np.abs(got - want) > limit
+        assert not over.any(), f"op {at} {op}: {np.abs(got - want)[over].max()} apart, {limit[over].max()} allowed"
+        if isinstance(op, p.RopeKV):
+            compare_pages(plan, op, pages, ref, batch, limit)
+
+
+def compare_pages(plan: p.Plan, op: p.RopeKV, pages: Pages, ref: TorchBackend, batch: Batch, limit: np.ndarray) -> None:
+    """What ROPE_KV stored, to the neighbouring number of the cache's format; then the reference takes native's."""
+    group, cache = plan.group(op.group), ref.caches[op.group]
+    g = plan.groups[group]
+    fine = limit.reshape(len(limit), -1, g.head_dim)[:, op.heads:op.heads + g.kv_heads].max(initial=0)
+    for s, total in enumerate(batch.kv_lens):
+        for page in batch.tables[group][s][: -(-total // p.PAGE_TOKENS)]:
+            slots = slice(page * p.PAGE_TOKENS, (page + 1) * p.PAGE_TOKENS)
+            k, v = pages.read(group, page, op.layer)
+            written = cache.positions[op.layer, slots].numpy() >= 0
+            for mine, theirs, slack, format in ((k, cache.k, fine, g.k_format), (v, cache.v, 0.0, g.v_format)):
+                want = theirs[op.layer, slots].double().numpy()
+                step = {"f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7}[format] * np.abs(want) * (slack > 0)
+                assert (np.abs(mine - want) <= step + slack + 2.0**-24 * (slack > 0))[written].all()
+                theirs[op.layer, slots] = torch.from_numpy(np.where(written[:, None, None], mine, want)).to(theirs.dtype)

@@ -1,0 +1,162 @@
+"""The properties every deliberate fault is put before, small and quick; run by test_faults in a process of its own.
+
+`python fault_battery.py [number ...]` prints one JSON line a fault: {"fault": number, "caught": what failed, or null}. Fault 0 is none.
+"""
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from backend_compare import PAGES, ROWS, compare, schedule
+from faults import FAULTS
+from reference_models import native_backend, random_values, stored
+from sampling_cases import equals_the_book, random_row, rows_of, run, sampler
+
+from pyruntime import plan as p
+from pyruntime.backends.torch import TorchBackend
+from pyruntime.models import llama
+from pyruntime.types import Batch
+
+#: config fields, the matrices' format, what the ops get besides
+MODELS = {
+    "q8_0": (dict(eps=1e-3, qkv_bias=True, rope_interleaved=True), "Q8_0", dict(window=5)),
+    "q4_1": (dict(eps=1e-3, heads=3, kv_heads=3, head_dim=32, rope_interleaved=False, k_format="f32", v_format="f32"), "Q4_1", {}),
+    "q4_0": (dict(heads=4, kv_heads=2, head_dim=24, qk_norm=True, tied=False), "Q4_0", dict(softcap=2.0, scale=0.75)),
+    "f16": (dict(width=41, hidden=37, heads=2, kv_heads=2, head_dim=10, rope_dims=6), "F16", dict(sharp=30.0)),
+    "large": (dict(width=32, hidden=32, heads=2, kv_heads=1, head_dim=8, layers=1), "BF16", dict(values=2e5)),
+}
+
+
+@lru_cache(maxsize=None)
+def model(name: str):
+    """(plan, weights packed, weights in blocks)."""
+    fields, format, more = MODELS[name]
+    plan = llama.plan(llama.tiny(**{"layers": 2, "width": 96, "hidden": 96, "heads": 4, "kv_heads": 2, "head_dim": 24, "vocab": 61, **fields}))
+    values = random_values(plan, 5)
+    for key in values:
+        if key.endswith("attn_v.weight"):
+            values[key] *= more.get("values", 1)
+    plan = replace(plan, ops=tuple(
+        replace(op, window=more.get("window", 0), softcap=more.get("softcap", 0.0), scale=op.scale * more.get("sharp", 1))
+        if isinstance(op, p.Attention) else replace(op, scale=more.get("scale", 1.0)) if isinstance(op, p.LinearAdd) else op
+        for op in plan.ops))
+    formats = {w.name: format if w.k % 32 == 0 or format[0] != "Q" else "F32" for w in plan.weights if w.k}
+    return plan, stored(plan, values, formats), stored(plan, values, formats, low_memory=True)
+
+
+def pair(name: str, isa: str):
+    """(native, reference) of one model."""
+    plan, packed, blocks = model(name)
+    return native_backend(plan, packed, pages=PAGES, max_tokens=320, max_rows=ROWS, threads=1, isa=isa), \
+        TorchBackend(plan, blocks, pages=PAGES, max_tokens=320, max_rows=ROWS, dtype=torch.float64)
+
+
+def ops(name: str) -> Callable[[str], None]:
+    """Every op within its bound; two rounds, so that pages are used again."""
+    def check(isa: str) -> None:
+        native, ref = pair(name, isa)
+        rng = np.random.default_rng(1)
+        for lengths in ((39, 5, 18), (7, 34)):
+            for batch in schedule(native.plan, rng, lengths=lengths):
+                compare(native.plan, model(name)[2], native, ref, batch)
+    check.__name__ = f"ops {name}"
+    return check
+
+
+def long_context(isa: str) -> None:
+    """Enough pages for several attention splits; the page copied half way."""
+    native, ref = pair("f16", isa)
+    ids, table = np.random.default_rng(2).integers(0, 61, 303), list(range(20, 0, -1))
+    for at, n in ((0, 300), (300, 1), (301, 1)):
+        compare(native.plan, model("f16")[2], native, ref, Batch.build([(ids[at:at + n], at, at)], tables=[[table]]))
+        for backend in (native, ref):
+            backend.copy_page(0, table[18], 22)
+        table[18] = 22 if table[18] != 22 else 23
+
+
+def copied_pages(isa: str) -> None:
+    """A sequence goes on from copied pages as from its own."""
+    native, _ = pair("q8_0", isa)
+    native.run(Batch.build([(list(range(20)), 0, 0), ([1] * 12, 30, 0)], tables=[[[3, 4], [6]]]))
+    native.copy_page(0, 4, 6)
+    out = []
+    for table in ([3, 4], [3, 6]):
+        native.run(Batch.build([([9], 20, 20)], tables=[[table]]))
+        out.append(native.slot("logits").copy())
+    assert np.array_equal(*out)
+
+
+def reused_pages(isa: str) -> None:
+    """What a page held for another sequence is not seen past the new one's end."""
+    native, ref = pair("f16", isa)
+    for ids, table in ((range(16), [3]), (range(20), [5, 3])):
+        compare(native.plan, model("f16")[2], native, ref, Batch.build([(list(ids), 0, 0)], tables=[[table]]))
+
+
+def sampling(isa: str) -> None:
+    """Native equals the book on random rows."""
+    for seed in range(100):
+        equals_the_book(random_row(np.random.default_rng(seed)))
+
+
+def streams(isa: str) -> None:
+    """Every part of the key moves the draw: 16 positions and 16 seeds of equal lower half all give other tokens."""
+    backend = sampler("native", 4096, rows=16)
+    for fields in (dict(position=np.arange(16)), dict(seed=np.arange(16, dtype=np.uint64) << np.uint64(32))):
+        assert len(set(run(backend, np.zeros((16, 4096), np.float32), rows_of(16, **fields))["token"].tolist())) > 12
+
+
+def top_p(isa: str) -> None:
+    """The published figure: two tokens survive 0.9, both are drawn."""
+    backend, x = sampler("native", 10, rows=200), np.float32([5, 3, 2, 1.5, 1, 0.5, 0, -0.5, -1, -2])
+    drawn = run(backend, np.tile(x, (200, 1)), rows_of(200, top_p=0.9, position=np.arange(200)))["token"]
+    assert set(drawn.tolist()) == {0, 1}
+
+
+def penalties(isa: str) -> None:
+    """What was generated is told from what was given."""
+    backend = sampler("native", 4)
+    backend.history_extend(0, np.array([0, 0, 1]), False)
+    backend.history_extend(0, np.array([2]), True)
+    out = [int(run(backend, np.float32([[3, 2.5, 2.9, 0]]), rows_of(temperature=0, history=0, **f))["token"][0])
+           for f in (dict(frequency=1.0), dict(presence=1.0), dict(repetition=1.1))]
+    assert out == [0, 0, 0]
+
+
+PROPERTIES = [streams, penalties, top_p, copied_pages, reused_pages, *(ops(name) for name in MODELS), long_context, sampling]
+
+
+def battery(isa: str) -> str | None:
+    """The first property that fails and how, or None."""
+    for check in PROPERTIES:
+        try:
+            check(isa)
+        except AssertionError as error:
+            return f"{check.__name__}: {str(error).splitlines()[0][:200] if str(error) else 'differs'}"
+    return None
+
+
+def main(numbers: list[int]) -> None:
+    """The battery under each fault number."""
+    from pyruntime._core import _engine
+
+    torch.set_num_threads(1)
+    which = ctypes.c_int.in_dll(ctypes.CDLL(_engine.__file__), "rt_fault")
+    here = [name for name, missing in _engine.isas() if not missing]
+    for n in numbers or range(len(FAULTS) + 1):
+        isa = (FAULTS[n - 1].isa if n else "") or ("avx2" if "avx2" in here else "scalar")
+        if isa not in here:
+            print(json.dumps({"fault": n, "caught": f"skipped: this CPU has no {isa}"}), flush=True)
+            continue
+        which.value = n
+        print(json.dumps({"fault": n, "caught": battery(isa)}), flush=True)
+
+
+if __name__ == "__main__":
+    main([int(n) for n in sys.argv[1:]])

@@ -1,0 +1,114 @@
+"""Deliberate faults: what the native backend's source could plausibly say wrong, one small change each.
+
+A fault is planted in a copy of the source: in `line` (which must occur once in the file) the expression `good` becomes
+`rt_fault == n ? bad : good`, so that one build holds all of them and a global picks one. The product's source knows nothing of it.
+`isa` names the instruction set a fault is only visible on.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One change. `file` is relative to csrc."""
+
+    name: str
+    file: str
+    line: str
+    good: str
+    bad: str
+    isa: str = ""
+
+
+FAULTS = [
+    # norm and A16
+    Fault("eps left out", "ops/norm.h", "rt_sum_squares(x, k, shift) / (float)k + eps", "eps", "0.0f"),
+    Fault("mean over one too many", "ops/norm.h", "rt_sum_squares(x, k, shift) / (float)k + eps", "(float)k", "(float)(k + 1)"),
+    Fault("norm weight off by one", "ops/norm.h", "v_mul(v_mul(v, inverse), v_load_n(norm + i, lanes, 0.0f))", "norm + i",
+          "norm + (i > 0 ? i - 1 : i)"),
+    Fault("A16 scale of 32640", "quant/act.h", "*a.scale = usable ? most / (float)MOST : broken", "(float)MOST", "32640.0f"),
+    Fault("activations truncated, not rounded", "quant/act.h", "v_mul(v_load(a.x + block * 32 + c), inverse)",
+          "v_mul(v_load(a.x + block * 32 + c), inverse)",
+          "v_sub(v_mul(v_load(a.x + block * 32 + c), inverse), v_set1(0.25f))"),
+    Fault("low plane unsigned", "quant/act.h", "a.low[at] = (int8_t)(q[i] - 256 * high)", "(int8_t)(q[i] - 256 * high)",
+          "(int8_t)((q[i] - 256 * high) & 127)", isa="avx2"),
+    Fault("planes swapped", "simd/avx2.h", "s[t] = (v16i){_mm256_add_epi32(_mm256_madd_epi16(h[t][0], plane)", "h[t][0]", "l[t][0]",
+          isa="avx2"),
+    # products
+    Fault("last of a tail dropped", "ops/norm.h", "int lanes = k - i < 16 ? k - i : 16;", "k - i < 16 ? k - i : 16",
+          "k - i >= 16 ? 16 : k - i > 1 ? k - i - 1 : 1"),
+    Fault("Q8_0 offset left out", "quant/q8_0.h", "v_minus(s->half[h][t], 128 * x->sum[t][k / 32 + h])", "128", "0"),
+    Fault("Q4_0 offset of 7", "quant/q4_0.h", "v_minus(s->half[h][t], 8 * x->sum[t][k / 32 + h])", "8", "7"),
+    Fault("Q4_0 sum of the other block", "quant/q4_0.h", "v_minus(s->half[h][t], 8 * x->sum[t][k / 32 + h])", "k / 32 + h",
+          "k / 32 + 1 - h"),
+    Fault("Q4_1 minimum negative", "quant/q4_1.h", "v_fma(least, v_set1((float)x->sum[t][k / 32 + h]), acc[t])",
+          "(float)x->sum[t][k / 32 + h]", "-(float)x->sum[t][k / 32 + h]"),
+    Fault("Q4_1 scale of the first block", "quant/q4_1.h", "v_load_f16((const uint16_t *)(tile + h * 32)), least", "h * 32", "0"),
+    Fault("Q8_0 scale of the first block", "quant/q8_0.h", "v_load_f16((const uint16_t *)(tile + h * 32))", "h * 32", "0"),
+    Fault("bias dropped", "exec/step.c", "part->bias ? part->bias + first * RT_GROUP : NULL",
+          "part->bias ? part->bias + first * RT_GROUP : NULL", "(const float *)NULL"),
+    Fault("residual dropped", "ops/linear.h", "v_fma(v_set1(scale), v, v_load_n(y + i, lanes, 0.0f))",
+          "v_load_n(y + i, lanes, 0.0f)", "v_zero()"),
+    Fault("residual scale ignored", "ops/linear.h", "v_fma(v_set1(scale), v, v_load_n(y + i, lanes, 0.0f))", "v_set1(scale)",
+          "v_set1(1.0f)"),
+    Fault("gate taken for up", "exec/step.c", "e->k->gate[l->activation](y, y2, n, out)", "y2", "y"),
+    Fault("silu of -x", "ops/gated.h", "v_add(v_set1(1.0f), v_exp(v_sub(v_zero(), x)))", "v_sub(v_zero(), x)", "x"),
+    Fault("embedding row of its group's first", "exec/step.c", "m->k, token % RT_GROUP, f->scale, out", "token % RT_GROUP", "0"),
+    Fault("rows not followed", "exec/step.c", "l->flagged ? e->step.batch->rows[row] : row", "e->step.batch->rows[row]", "row"),
+    # rotation and pages
+    Fault("rotation the wrong way", "ops/rope_kv.h", "x[i * step + apart] = b * cos[i] + a * sin[i]", "a * sin[i]", "-a * sin[i]"),
+    Fault("pairs of the other kind", "ops/rope_kv.h", "int step = interleaved ? 2 : 1", "interleaved ? 2 : 1", "1"),
+    Fault("position off by one", "exec/step.c", "double angle = position * r->inv_freq[i]", "position", "position + 1"),
+    Fault("f16 not clamped", "ops/rope_kv.h", "v_min(v_set1(65504.0f), v_max(v_set1(-65504.0f), x))",
+          "v_min(v_set1(65504.0f), v_max(v_set1(-65504.0f), x))", "x"),
+    Fault("stored to the next slot", "exec/step.c", "c->head_dim, run->slot + i, head + c->k_bytes)", "run->slot + i",
+          "(run->slot + i + 1) % RT_PAGE"),
+    Fault("stored position off by one", "exec/batch.c", "memcpy(c->positions + (size_t)blocks[r->block].page * RT_PAGE + r->slot, "
+          "b->positions + r->token", "b->positions + r->token", "b->positions + (r->token > 0 ? r->token - 1 : 0)"),
+    Fault("slots past the end seen", "exec/batch.c", "tail[j] = j < left ? stored[j] : -1", "j < left", "1"),
+    Fault("page of the sequence's first block", "exec/step.c", "k[n] = q->c->memory.base + (size_t)blocks[b].page",
+          "blocks[b].page", "blocks[start].page"),
+    Fault("copied page keeps old positions", "exec/plan.c", "memcpy(c->positions + (size_t)to * RT_PAGE", "(size_t)to",
+          "(size_t)from"),
+    # attention
+    Fault("mask off by one", "ops/attention.h", "low > 0 ? low : 0, args->position)", "args->position", "args->position + 1"),
+    Fault("window off by one", "ops/attention.h", "args->window > 0 ? args->position - args->window + 1 : 0", "args->position - args->window + 1",
+          "args->position - args->window"),
+    Fault("query heads of another group", "exec/step.c", ".q = row_of(e, q->f->qkv, q->token) + (size_t)q->head * ",
+          "(size_t)q->head", "(size_t)(q->c->kv_heads - 1 - q->head)"),
+    Fault("maximum moves, sums do not", "ops/attention.h", "float shrink = v_exp1(*max - most)", "v_exp1(*max - most)",
+          "(*sum > 0.0f ? 1.0f : 0.0f)"),
+    Fault("splits joined unweighted", "ops/attention.h", "float weight = v_exp1(max[i * share + h] - top)",
+          "v_exp1(max[i * share + h] - top)", "1.0f"),
+    Fault("soft cap left out", "ops/attention.h", "if (softcap > 0.0f) x = v_mul(v_set1(softcap)", "softcap > 0.0f", "0"),
+    # sampling
+    Fault("prompt tokens counted as generated", "exec/history.c", "generated ? -1 - tokens[i] : tokens[i]", "generated", "1"),
+    Fault("repetition once an occurrence", "exec/sample.c", "times[t] = -1;", "-1", "times[t]"),
+    Fault("top-p one token short", "exec/sample.c", "if ((sum += r->w[r->ids[i]]) >= wanted) return i + 1", "i + 1",
+          "(i > 0 ? i : 1)"),
+    Fault("random number without the position", "exec/sample.c", "(uint32_t)p->candidate, (uint32_t)p->position, draw, 0",
+          "(uint32_t)p->position", "0"),
+    Fault("random number of half the seed", "exec/sample.c", "(uint32_t)p->seed, (uint32_t)(p->seed >> 32)",
+          "(uint32_t)(p->seed >> 32)", "0"),
+    Fault("later of equals first", "exec/sample.c", "return a < b;", "a < b", "a > b"),
+    Fault("typical by surprise alone", "exec/sample.c", "fabs(exponent(r, r->ids[i]) - log_sum + entropy)", "entropy", "0.0"),
+]
+
+
+def plant(csrc: Path) -> None:
+    """Every fault into a copy of the source. An excerpt that is not there exactly once is an error of this list."""
+    edits: dict[str, list[tuple[int, int, str]]] = {}
+    for n, fault in enumerate(FAULTS, 1):
+        text = (csrc / fault.file).read_text()
+        assert text.count(fault.line) == 1 and fault.line.count(fault.good) == 1, \
+            f"fault '{fault.name}': {fault.file} must hold {fault.line!r}, and that {fault.good!r}, exactly once"
+        start = text.index(fault.line) + fault.line.index(fault.good)
+        edits.setdefault(fault.file, []).append(
+            (start, start + len(fault.good), f"(rt_fault == {n} ? ({fault.bad}) : ({fault.good}))"))
+    for file, places in edits.items():
+        text = (csrc / file).read_text()
+        for start, end, planted in sorted(places, reverse=True):
+            text = text[:start] + planted + text[end:]
+        (csrc / file).write_text(text)
