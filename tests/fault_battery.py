@@ -1,6 +1,7 @@
 """The properties every deliberate fault is put before, small and quick; run by test_faults in a process of its own.
 
-`python fault_battery.py [number ...]` prints one JSON line a fault: {"fault": number, "caught": what failed, or null}. Fault 0 is none.
+`python fault_battery.py [number ...]` prints a JSON line a fault: {"fault": number, "caught": what failed, or null}.
+Fault 0 is none.
 """
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -26,18 +27,20 @@ from pyruntime.types import Batch
 #: config fields, the matrices' format, what the ops get besides
 MODELS = {
     "q8_0": (dict(eps=1e-3, qkv_bias=True, rope_interleaved=True), "Q8_0", dict(window=5)),
-    "q4_1": (dict(eps=1e-3, heads=3, kv_heads=3, head_dim=32, rope_interleaved=False, k_format="f32", v_format="f32"), "Q4_1", {}),
+    "q4_1": (dict(eps=1e-3, heads=3, kv_heads=3, head_dim=32, rope_interleaved=False, k_format="f32", v_format="f32"),
+             "Q4_1", {}),
     "q4_0": (dict(heads=4, kv_heads=2, head_dim=24, qk_norm=True, tied=False), "Q4_0", dict(softcap=2.0, scale=0.75)),
     "f16": (dict(width=41, hidden=37, heads=2, kv_heads=2, head_dim=10, rope_dims=6), "F16", dict(sharp=30.0)),
     "large": (dict(width=32, hidden=32, heads=2, kv_heads=1, head_dim=8, layers=1), "BF16", dict(values=2e5)),
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def model(name: str):
     """(plan, weights packed, weights in blocks)."""
     fields, format, more = MODELS[name]
-    plan = llama.plan(llama.tiny(**{"layers": 2, "width": 96, "hidden": 96, "heads": 4, "kv_heads": 2, "head_dim": 24, "vocab": 61, **fields}))
+    usual = dict(layers=2, width=96, hidden=96, heads=4, kv_heads=2, head_dim=24, vocab=61)
+    plan = llama.plan(llama.tiny(**{**usual, **fields}))
     values = random_values(plan, 5)
     for key in values:
         if key.endswith("attn_v.weight"):

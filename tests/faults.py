@@ -1,7 +1,7 @@
 """Deliberate faults: what the native backend's source could plausibly say wrong, one small change each.
 
 A fault is planted in a copy of the source: in `line` (which must occur once in the file) the expression `good` becomes
-`rt_fault == n ? bad : good`, so that one build holds all of them and a global picks one. The product's source knows nothing of it.
+`rt_fault == n ? bad : good`, so that one build holds all of them and a global picks one. The product knows nothing of it.
 `isa` names the instruction set a fault is only visible on.
 """
 from __future__ import annotations
@@ -34,8 +34,8 @@ FAULTS = [
           "v_sub(v_mul(v_load(a.x + block * 32 + c), inverse), v_set1(0.25f))"),
     Fault("low plane unsigned", "quant/act.h", "a.low[at] = (int8_t)(q[i] - 256 * high)", "(int8_t)(q[i] - 256 * high)",
           "(int8_t)((q[i] - 256 * high) & 127)", isa="avx2"),
-    Fault("planes swapped", "simd/avx2.h", "s[t] = (v16i){_mm256_add_epi32(_mm256_madd_epi16(h[t][0], plane)", "h[t][0]", "l[t][0]",
-          isa="avx2"),
+    Fault("planes swapped", "simd/avx2.h", "s[t] = (v16i){_mm256_add_epi32(_mm256_madd_epi16(h[t][0], plane)",
+          "h[t][0]", "l[t][0]", isa="avx2"),
     # products
     Fault("last of a tail dropped", "ops/norm.h", "int lanes = k - i < 16 ? k - i : 16;", "k - i < 16 ? k - i : 16",
           "k - i >= 16 ? 16 : k - i > 1 ? k - i - 1 : 1"),
@@ -58,14 +58,16 @@ FAULTS = [
     Fault("embedding row of its group's first", "exec/step.c", "m->k, token % RT_GROUP, f->scale, out", "token % RT_GROUP", "0"),
     Fault("rows not followed", "exec/step.c", "l->flagged ? e->step.batch->rows[row] : row", "e->step.batch->rows[row]", "row"),
     # rotation and pages
-    Fault("rotation the wrong way", "ops/rope_kv.h", "x[i * step + apart] = b * cos[i] + a * sin[i]", "a * sin[i]", "-a * sin[i]"),
+    Fault("rotation the wrong way", "ops/rope_kv.h", "x[i * step + apart] = b * cos[i] + a * sin[i]", "a * sin[i]",
+          "-a * sin[i]"),
     Fault("pairs of the other kind", "ops/rope_kv.h", "int step = interleaved ? 2 : 1", "interleaved ? 2 : 1", "1"),
     Fault("position off by one", "exec/step.c", "double angle = position * r->inv_freq[i]", "position", "position + 1"),
     Fault("f16 not clamped", "ops/rope_kv.h", "v_min(v_set1(65504.0f), v_max(v_set1(-65504.0f), x))",
           "v_min(v_set1(65504.0f), v_max(v_set1(-65504.0f), x))", "x"),
     Fault("stored to the next slot", "exec/step.c", "c->head_dim, run->slot + i, head + c->k_bytes)", "run->slot + i",
           "(run->slot + i + 1) % RT_PAGE"),
-    Fault("stored position off by one", "exec/batch.c", "memcpy(c->positions + (size_t)blocks[r->block].page * RT_PAGE + r->slot, "
+    Fault("stored position off by one", "exec/batch.c",
+          "memcpy(c->positions + (size_t)blocks[r->block].page * RT_PAGE + r->slot, "
           "b->positions + r->token", "b->positions + r->token", "b->positions + (r->token > 0 ? r->token - 1 : 0)"),
     Fault("slots past the end seen", "exec/batch.c", "tail[j] = j < left ? stored[j] : -1", "j < left", "1"),
     Fault("page of the sequence's first block", "exec/step.c", "k[n] = q->c->memory.base + (size_t)blocks[b].page",
@@ -74,8 +76,8 @@ FAULTS = [
           "(size_t)from"),
     # attention
     Fault("mask off by one", "ops/attention.h", "low > 0 ? low : 0, args->position)", "args->position", "args->position + 1"),
-    Fault("window off by one", "ops/attention.h", "args->window > 0 ? args->position - args->window + 1 : 0", "args->position - args->window + 1",
-          "args->position - args->window"),
+    Fault("window off by one", "ops/attention.h", "args->window > 0 ? args->position - args->window + 1 : 0",
+          "args->position - args->window + 1", "args->position - args->window"),
     Fault("query heads of another group", "exec/step.c", ".q = row_of(e, q->f->qkv, q->token) + (size_t)q->head * ",
           "(size_t)q->head", "(size_t)(q->c->kv_heads - 1 - q->head)"),
     Fault("maximum moves, sums do not", "ops/attention.h", "float shrink = v_exp1(*max - most)", "v_exp1(*max - most)",

@@ -25,7 +25,8 @@ def random_values(plan: Plan, seed: int) -> dict[str, np.ndarray]:
     return values
 
 
-def stored(plan: Plan, values: dict[str, np.ndarray], formats: dict[str, str] | None = None, *, low_memory: bool = False) -> Weights:
+def stored(plan: Plan, values: dict[str, np.ndarray], formats: dict[str, str] | None = None, *,
+           low_memory: bool = False) -> Weights:
     """Weights of `values`, each matrix rounded to its format (F32 where none is named)."""
     chosen = {w.name: (formats or {}).get(w.name, "F32") if w.k else "F32" for w in plan.weights}
     blocks = {name: (format, quant.FORMATS[format].quantize(values[name])) for name, format in chosen.items()}
@@ -62,7 +63,8 @@ class Pages:
         data, at, out = self.native.page(group, page), 0, ([], [])
         for here in range(g.layers):
             for _ in range(g.kv_heads):
-                for part, format, shape in ((0, g.k_format, (g.head_dim, PAGE_TOKENS)), (1, g.v_format, (PAGE_TOKENS, g.head_dim))):
+                for part, format, shape in ((0, g.k_format, (g.head_dim, PAGE_TOKENS)),
+                                            (1, g.v_format, (PAGE_TOKENS, g.head_dim))):
                     size = g.head_dim * PAGE_TOKENS
                     n = size * (4 if format == "f32" else 2)
                     if here == layer:

@@ -72,12 +72,13 @@ def random_row(rng: np.random.Generator) -> Case:
 
 
 def equals_the_book(case: Case) -> None:
-    """Native's token, rank, flags and best ids are those of the numpy twin, log-probabilities to 1e-5; logits stay as they were."""
+    """Native's token, rank, flags and best ids are the numpy twin's, log-probabilities to 1e-5; logits stay as they were."""
     backend = sampler("native", case.logits.size)
     for t in case.history:
         backend.history_extend(3, np.array([t if t >= 0 else -1 - t], np.int32), bool(t < 0))
     masks = None if case.mask is None else np.stack([0 * np.packbits(case.mask), np.packbits(case.mask, bitorder="little")])
-    got = run(backend, case.logits[None], case.sampling, masks=masks, bias_ids=np.concatenate([[0, 0], case.bias_ids]).astype(np.int32),
+    got = run(backend, case.logits[None], case.sampling, masks=masks,
+              bias_ids=np.concatenate([[0, 0], case.bias_ids]).astype(np.int32),
               bias_values=np.concatenate([[9e3, 9e3], case.bias_values]).astype(np.float32))[0]
     want = sample_row(case.logits, case.sampling[0], case.history, case.bias_ids, case.bias_values, case.mask)
     for name in ("token", "rank", "flags", "top_count", "top_ids"):

@@ -37,7 +37,8 @@ def _build(tree: Path) -> None:
     shutil.copytree(Path(pyruntime.__file__).parent, tree / "pyruntime", ignore=shutil.ignore_patterns("_engine*", "__pycache__"))
     for name in [*(ROOT / "pyruntime/_core").glob("*.pxd"), ROOT / "pyruntime/_core/_engine.pyx"]:
         shutil.copy(name, tree / "pyruntime/_core")
-    subprocess.run([sys.executable, "-m", "cython", "-3", "pyruntime/_core/_engine.pyx", "-o", "csrc/_engine.c"], cwd=tree, check=True)
+    subprocess.run([sys.executable, "-m", "cython", "-3", "pyruntime/_core/_engine.pyx", "-o", "csrc/_engine.c"],
+                   cwd=tree, check=True)
     include = ["-Icsrc", "-I" + sysconfig.get_path("include"), "-I" + np.get_include(), "-include", "fault.h"]
     compiler = os.environ.get("CC", "cc")
 
@@ -62,7 +63,8 @@ def caught(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str | None]:
     tree = tmp_path_factory.mktemp("faulty")
     _build(tree)
     environment = {**os.environ, "PYTHONPATH": f"{tree}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(ROOT / "tests/fault_battery.py")], cwd=tree, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(ROOT / "tests/fault_battery.py")], cwd=tree, env=environment,
+                          capture_output=True, text=True)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert done.returncode == 0, f"after {len(lines)} faults: {done.stderr[-2000:]}"
     return {line["fault"]: line["caught"] for line in lines}

@@ -1,4 +1,4 @@
-"""The torch reference against Hugging Face's Llama, and against itself in other chunkings: it is the yardstick of everything else."""
+"""The torch reference against Hugging Face's Llama, and against itself in other chunkings: everything else is held to it."""
 from __future__ import annotations
 
 import numpy as np
@@ -107,7 +107,8 @@ def test_chunks_pages_and_neighbours_do_not_matter(seed):
     config = llama.tiny(vocab=67, width=48, heads=4, kv_heads=2, head_dim=8, hidden=64)
     plan = llama.plan(config)
     weights = random_weights(plan, seed)
-    together, alone = (TorchBackend(plan, weights, pages=40, max_rows=200, act_quant="none", dtype=torch.float64) for _ in range(2))
+    together, alone = (TorchBackend(plan, weights, pages=40, max_rows=200, act_quant="none", dtype=torch.float64)
+                       for _ in range(2))
     sequences = [rng.integers(0, config.vocab, rng.integers(2, 50)).tolist() for _ in range(3)]
     tables = tables_of([len(s) for s in sequences], 40, rng)
     done, logits = [0] * 3, [[] for _ in sequences]

@@ -41,7 +41,8 @@ def models(draw) -> tuple[p.Plan, dict[str, str], int]:
         hidden=hidden, vocab=draw(st.integers(17, 70)), tied=draw(st.booleans()), qkv_bias=draw(st.booleans()),
         qk_norm=draw(st.booleans()), rope_interleaved=draw(st.booleans()), rope_dims=2 * draw(st.integers(1, head_dim // 2)),
         rope_scaling=RopeScaling("linear", 2.5) if draw(st.booleans()) else RopeScaling(),
-        k_format=draw(st.sampled_from(["f16", "f16", "f32", "bf16"])), v_format=draw(st.sampled_from(["f16", "f16", "f32", "bf16"])))
+        k_format=draw(st.sampled_from(["f16", "f16", "f32", "bf16"])),
+        v_format=draw(st.sampled_from(["f16", "f16", "f32", "bf16"])))
     plan = llama.plan(config)
     if draw(st.booleans()):      # what other families use of the same ops
         window, softcap = draw(st.sampled_from([0, 1, 5, 20])), draw(st.sampled_from([0.0, 3.0]))
