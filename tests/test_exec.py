@@ -34,7 +34,8 @@ def model(seed: int, low_memory: bool = False):
     config = llama.tiny(
         layers=int(rng.integers(1, 4)), width=32 * int(rng.integers(1, 5)), heads=heads, kv_heads=kv_heads, head_dim=head_dim,
         hidden=32 * int(rng.integers(1, 6)), vocab=int(rng.integers(17, 260)),
-        rope_dims=2 * int(rng.integers(1, head_dim // 2 + 1)), rope_interleaved=bool(rng.integers(2)), tied=bool(rng.integers(2)), qkv_bias=bool(rng.integers(2)),
+        rope_dims=2 * int(rng.integers(1, head_dim // 2 + 1)),
+        rope_interleaved=bool(rng.integers(2)), tied=bool(rng.integers(2)), qkv_bias=bool(rng.integers(2)),
         qk_norm=bool(rng.integers(2)), k_format=str(rng.choice(["f16", "f32"])), v_format=str(rng.choice(["f16", "f32"])))
     plan = llama.plan(config)
     formats = {w.name: str(rng.choice(FORMATS)) for w in plan.weights if w.k}

@@ -15,10 +15,10 @@
 #include <unistd.h>
 
 enum { LINE = 64, SPIN_NS = 100000, YIELD_NS = 20000, PAUSES = 64 };
-enum { IDLE = -1 }; /* units left when no work is open */
+enum { OPEN = 0, IDLE = -1 }; /* the low half of the pool's word */
 
 struct rt_pool {
-  /* generation << 32 | units left to claim. The generation rises with every phase and when the work ends (IDLE). */
+  /* generation << 32 | 0, or IDLE. The generation rises with every phase and when the work ends. */
   _Alignas(LINE) _Atomic uint64_t word;
   _Atomic uint32_t events; /* sleepers wait for it to change; it does after every change of generation */
   _Atomic int32_t sleepers, most, stop;
@@ -26,8 +26,10 @@ struct rt_pool {
   /* Written by whoever opens a phase, read only by holders of its units. */
   _Alignas(LINE) rt_work work;
   int32_t phase, phase_units;
+  /* Units left to claim in each lane: generation << 32 | left. */
+  struct lane { _Alignas(LINE) _Atomic uint64_t word; } lanes[RT_LANES];
   /* Fixed. */
-  _Alignas(LINE) int32_t threads;
+  _Alignas(LINE) int32_t threads, n_lanes;
   int32_t started; /* own threads beside the caller */
   enum rt_pool_kind kind;
   pid_t owner;
@@ -51,10 +53,19 @@ static int64_t now_ns(void) {
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-static void publish(rt_pool *p, int32_t units) {
-  uint64_t generation = generation_of(atomic_load_explicit(&p->word, memory_order_relaxed)) + 1u;
+/* Where lane `lane` begins among a phase's units. */
+static inline int32_t lane_start(const rt_pool *p, int32_t lane, int32_t units) {
+  return (int32_t)((int64_t)units * lane / p->n_lanes);
+}
+
+/* units: of the phase that opens; 0 and state IDLE when the work ends. */
+static void publish(rt_pool *p, int32_t units, int32_t state) {
+  uint64_t generation = (uint64_t)(generation_of(atomic_load_explicit(&p->word, memory_order_relaxed)) + 1u) << 32;
   atomic_store_explicit(&p->unfinished, units, memory_order_relaxed);
-  atomic_store_explicit(&p->word, generation << 32 | (uint32_t)units, memory_order_release);
+  for (int32_t i = 0; i < p->n_lanes && units; i++)
+    atomic_store_explicit(&p->lanes[i].word, generation | (uint32_t)(lane_start(p, i + 1, units) - lane_start(p, i, units)),
+                          memory_order_relaxed);
+  atomic_store_explicit(&p->word, generation | (uint32_t)state, memory_order_release);
   atomic_fetch_add(&p->events, 1);
   if (atomic_load(&p->sleepers)) syscall(SYS_futex, &p->events, FUTEX_WAKE_PRIVATE, RT_THREADS_MAX, NULL, NULL, 0);
 }
@@ -67,36 +78,38 @@ static void open_next(rt_pool *p, int32_t thread) {
     if (open.units > 1) {
       p->phase_units = open.units;
       atomic_store_explicit(&p->most, open.most, memory_order_relaxed);
-      publish(p, open.units);
+      publish(p, open.units, OPEN);
       return;
     }
     if (open.units == 1) w->units(w->self, p->phase, 0, 1, thread);
   }
-  publish(p, IDLE);
+  publish(p, 0, IDLE);
 }
 
-/* Take some units: a share of what is left, so that claims are few and the end is even. Returns how many. */
-static int32_t claim(rt_pool *p, uint64_t word, int32_t *first) {
-  int32_t left, take;
-  while ((left = left_of(word)) > 0) {
-    int32_t share = left / (2 * p->threads), most = atomic_load_explicit(&p->most, memory_order_relaxed);
-    take = share > most ? most : share;
-    take = take < 1 ? 1 : take;
-    if (atomic_compare_exchange_weak_explicit(&p->word, &word, word - (uint32_t)take, memory_order_acquire,
+/* Take some units of a lane: half of what is left, so that claims are few and the end is even. Returns how many. */
+static int32_t claim(rt_pool *p, uint32_t generation, int32_t lane, int32_t *first) {
+  uint64_t word = atomic_load_explicit(&p->lanes[lane].word, memory_order_relaxed);
+  int32_t left;
+  while (generation_of(word) == generation && (left = left_of(word)) > 0) {
+    int32_t half = (left + 1) / 2, most = atomic_load_explicit(&p->most, memory_order_relaxed), take = half < most ? half : most;
+    if (atomic_compare_exchange_weak_explicit(&p->lanes[lane].word, &word, word - (uint32_t)take, memory_order_acquire,
                                               memory_order_relaxed)) {
-      *first = p->phase_units - left;
+      *first = lane_start(p, lane + 1, p->phase_units) - left;
       return take;
     }
   }
   return 0;
 }
 
-/* Units held and not reported keep the phase open, so every claim here is of one phase. */
-static void work_on(rt_pool *p, int32_t thread) {
-  int32_t first, take, done = 0;
-  while ((take = claim(p, atomic_load_explicit(&p->word, memory_order_relaxed), &first)) > 0) {
-    p->work.units(p->work.self, p->phase, first, first + take, thread);
-    done += take;
+/* Units held and not reported keep the phase open: what is read while holding some stays as it is. */
+static void work_on(rt_pool *p, int32_t thread, uint32_t generation) {
+  int32_t first, take, done = 0, own = thread % p->n_lanes;
+  for (int32_t i = 0; i < p->n_lanes; i++) {
+    int32_t lane = own + i < p->n_lanes ? own + i : own + i - p->n_lanes;
+    while ((take = claim(p, generation, lane, &first)) > 0) {
+      p->work.units(p->work.self, p->phase, first, first + take, thread);
+      done += take;
+    }
   }
   if (done && atomic_fetch_sub_explicit(&p->unfinished, done, memory_order_acq_rel) == done) open_next(p, thread);
 }
@@ -122,9 +135,10 @@ static void wait_on(rt_pool *p, uint64_t word) {
 static void take_part(rt_pool *p, int32_t thread, bool stay) {
   for (;;) {
     uint64_t word = atomic_load_explicit(&p->word, memory_order_acquire);
-    if (left_of(word) > 0) work_on(p, thread);
-    else if (stay ? atomic_load_explicit(&p->stop, memory_order_acquire) : left_of(word) == IDLE) return;
-    else wait_on(p, word);
+    bool idle = left_of(word) == IDLE;
+    if (stay ? atomic_load_explicit(&p->stop, memory_order_acquire) : idle) return;
+    if (!idle) work_on(p, thread, generation_of(word));
+    wait_on(p, word);
   }
 }
 
@@ -160,7 +174,7 @@ rt_code rt_pool_new(int32_t threads, enum rt_pool_kind kind, rt_pool **out, rt_s
   if (!p) return rt_fail(st, RT_NO_MEMORY, "no memory for a pool of %d threads", threads);
   memset(p, 0, bytes);
   atomic_init(&p->word, (uint32_t)IDLE);
-  p->threads = threads, p->kind = kind, p->owner = getpid();
+  p->threads = threads, p->n_lanes = threads < RT_LANES ? threads : RT_LANES, p->kind = kind, p->owner = getpid();
   if (kind == RT_POOL_OWN && !start_threads(p)) {
     rt_pool_free(p);
     return rt_fail(st, RT_NO_MEMORY, "the system gives no more threads: %d were wanted; ask for fewer", threads);
@@ -173,7 +187,7 @@ void rt_pool_free(rt_pool *p) {
   if (!p) return;
   if (p->owner == getpid()) { /* a forked child has the memory but not the threads */
     atomic_store_explicit(&p->stop, 1, memory_order_release);
-    publish(p, IDLE);
+    publish(p, 0, IDLE);
     for (int32_t i = 0; i < p->started; i++) pthread_join(p->seats[i].handle, NULL);
   }
   free(p);

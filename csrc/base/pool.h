@@ -1,9 +1,11 @@
 /* Threads that share one step's work.
  *
- * A work is phases in order, each a number of units; a phase begins when every unit of the one before is done. Threads claim
- * units from one word that carries the phase's generation, so a late claim fails and touches nothing: work, not threads,
- * ends a phase, and a thread that the system has put aside holds up no one unless it holds units. Whoever finishes the last
- * unit opens the next phase; there is no barrier. The caller takes part. Waiting threads spin about 100 us, then sleep.
+ * A work is phases in order, each a number of units; a phase begins when every unit of the one before is done. A phase's
+ * units lie in lanes, one a thread (at most RT_LANES): a thread claims neighbours from its own lane, so that it reads memory
+ * as one stream, then helps with the others'. The word a claim is taken from carries the phase's generation, so a late claim
+ * fails and touches nothing: work, not threads, ends a phase, and a thread that the system has put aside holds up no one
+ * unless it holds units. Whoever finishes the last unit opens the next phase; there is no barrier. The caller takes part.
+ * Waiting threads spin about 100 us, then sleep.
  *
  * How many units a claim takes may depend on the number of threads; what a unit computes must not. */
 #ifndef RT_POOL_H
@@ -12,7 +14,7 @@
 #include <stdint.h>
 
 enum rt_pool_kind { RT_POOL_OWN, RT_POOL_OPENMP };
-enum { RT_THREADS_MAX = 1024 };
+enum { RT_THREADS_MAX = 1024, RT_LANES = 8 };
 
 typedef struct rt_phase { int32_t units, most; } rt_phase; /* most: units one claim may take, at least 1 */
 
