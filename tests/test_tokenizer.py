@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import unicodedata
 from pathlib import Path
@@ -149,6 +150,32 @@ def test_any_merges_equal_tokenizers(data):
         meta = gguf_metadata(tokens, merges, [1] * len(tokens), "llama3" if ignore_merges else "gpt2")
         ours = Tokenizer.from_gguf_metadata(meta)
         assert ours.encode(text) == theirs(meta, ignore_merges).encode(text).ids
+
+
+def merged_by_the_book(word: str, merges: list[str]) -> list[str]:
+    """Again and again the leftmost pair of the lowest rank."""
+    rank = {tuple(merge.split(" ")): i for i, merge in enumerate(merges)}
+    parts = list(word)
+    while found := [(rank[pair], i) for i, pair in enumerate(zip(parts, parts[1:], strict=False)) if pair in rank]:
+        i = min(found)[1]
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
+def test_long_words_merge_by_the_book():
+    """Merges in any order over words for the heap: entries of pairs that are gone must not count."""
+    for seed in range(400):
+        draw = random.Random(seed)
+        tokens, merges = ["a", "b"], []
+        for _ in range(draw.randint(5, 40)):
+            pair = draw.choice(tokens), draw.choice(tokens)
+            if " ".join(pair) not in merges and len("".join(pair)) < 12:
+                merges.append(" ".join(pair))
+                tokens += ["".join(pair)] * ("".join(pair) not in tokens)
+        draw.shuffle(merges)
+        word = "".join(draw.choices("ab", k=draw.randint(49, 120)))
+        ours = Tokenizer.from_gguf_metadata(gguf_metadata(tokens, merges, [1] * len(tokens), "gpt2"))
+        assert [tokens[i] for i in ours.encode(word)] == merged_by_the_book(word, merges), seed
 
 
 def test_ignored_merges():
