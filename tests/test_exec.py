@@ -210,6 +210,23 @@ def test_a_weight_that_is_not_finite_is_reported():
     assert (engine.sampled()["flags"] & 1).all() and (engine.sampled()["token"] == -1).all()
 
 
+def test_memory_does_not_grow_with_steps_or_length():
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    engine = backend(3, pages=260)
+    table = list(range(260))
+    batches = [Batch.build([([1] * 64, at, at)], tables=[[table]]) for at in range(0, 4096, 64)]
+    for batch in batches:
+        engine.run(batch)
+    before = resident()
+    for _ in range(3):
+        for batch in batches:
+            engine.run(batch)
+    assert resident() - before < 2 << 20
+
+
 # ---- histories ----
 
 def test_penalties_read_the_history():

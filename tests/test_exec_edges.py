@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from reference_models import random_values, stored
 
 from pyruntime import errors
+from pyruntime._core import _engine
+from pyruntime.backends import native
 from pyruntime.backends.native import NativeBackend
 from pyruntime.models import llama
 from pyruntime.plan import Attention, Embed, Gated, Linear, LinearAdd, Logits, NormLinear, Rope, RopeKV, Sample, Slot
@@ -230,6 +233,32 @@ def test_a_plan_that_does_not_hold_together_is_refused(what):
     with pytest.raises((errors.FieldInvalid, errors.ModelInvalid, MemoryError)) as error:
         NativeBackend(BAD_PLANS[what](PLAN), WEIGHTS, **SIZES)
     assert "\n" not in str(error.value)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_no_words_of_a_plan_crash(data):
+    """The tables C reads, with any words changed: refused with one line, or bound and then run safely."""
+    ops, rest = native._words(PLAN), {k: v for k, v in SIZES.items() if k != "pages"}
+    slots = np.array([(s.width, s.per_row) for s in PLAN.slots], np.int32)
+    groups = np.array([native._group(PLAN.groups[0], 8)], np.int32)
+    odd = st.one_of(st.integers(0, 12), st.sampled_from([2**32 - 1, 2**31, 2**31 - 1, 96, 160, 2**24, 0x7FC00000, 0x7F800000]))
+    for _ in range(data.draw(st.integers(1, 4))):
+        table = data.draw(st.sampled_from([ops, ops, ops, slots.view(np.uint32), groups.view(np.uint32)]))
+        row = data.draw(st.integers(0, table.shape[0] - 1))
+        table[row, data.draw(st.integers(0, min(table.shape[1], 14) - 1))] = data.draw(odd)
+    hypothesis.assume(int(groups[0, 0]) * int(groups[0, 1]) * int(groups[0, 2]) * max(int(groups[0, 5]), 1) < 2**28)
+    try:
+        engine = _engine.Engine(ops, slots, list(WEIGHTS), groups, [(np.array(PLAN.ropes[0].inv_freq), True, 1.0)], PLAN.vocab,
+                                PLAN.width, isa=0, pool=0, **rest)
+    except (errors.FieldInvalid, errors.ModelInvalid, MemoryError) as error:
+        assert "\n" not in str(error)
+        return
+    for first in range(len(ops)):
+        try:
+            engine.run(good(), first, first + 1)
+        except errors.FieldInvalid as error:
+            assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize("change", [
