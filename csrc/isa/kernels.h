@@ -32,7 +32,6 @@ struct rt_attention_args { /* one token, one KV head and the `share` query heads
   const int32_t *const *positions; /* [blocks][16] stored position of each slot, -1 = empty */
   int32_t blocks, share, head_dim, position, window;
   float scale, softcap;
-  const float *sinks;      /* [share] or NULL */
 };
 
 struct rt_kernels {

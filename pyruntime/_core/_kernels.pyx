@@ -33,7 +33,6 @@ cdef extern from "isa/kernels.h" nogil:
         const int32_t *const *positions
         int32_t blocks, share, head_dim, position, window
         float scale, softcap
-        const float *sinks
     struct rt_kernels:
         const char *name
         void (*quantize)(const float *, int, int, const float *, const float *, float, uint8_t *) noexcept nogil
@@ -211,7 +210,7 @@ cdef class Kernels:
         args.q, args.out, args.k = &q[0, 0], &out[0, 0], <const uint8_t *const *> lists
         args.v, args.positions = <const uint8_t *const *> (lists + blocks), <const int32_t *const *> (lists + 2 * blocks)
         args.blocks, args.share, args.head_dim, args.position, args.window = blocks, share, head_dim, position, window
-        args.scale, args.softcap, args.sinks = scale, softcap, NULL
+        args.scale, args.softcap = scale, softcap
         self.table.attention(&args, k_format, v_format, &most[0], &total[0])
         free(lists)
         return np.asarray(out), np.asarray(most), np.asarray(total)
