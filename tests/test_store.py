@@ -361,6 +361,26 @@ def test_hub_lists_several_files(hub, home):
     assert [e.name for e in store.ls()] == ["hf:org/repo:model-q4.gguf"]
 
 
+def test_hub_brings_all_parts_of_a_split_model(hub, home):
+    parts = [f"q8/big-{i:05}-of-00003.gguf" for i in (1, 2, 3)]
+    hub.files = {name: CONTENT + name.encode() for name in parts}
+    out, err = (p := start_pull(hub, "hf:org/repo")).communicate(timeout=120)
+    assert p.returncode == 0, err
+    folder = home / "models" / "hf" / "org" / "repo"
+    assert out.strip() == str(folder / parts[0])
+    assert all((folder / name).read_bytes() == hub.files[name] for name in parts)
+    (entry,) = store.ls()
+    assert entry.name == f"hf:org/repo:{parts[0]}" and entry.size == sum(map(len, hub.files.values()))
+    assert store.resolve(f"hf:org/repo:{parts[2]}") == store.resolve("hf:org/repo") == entry.path
+    (folder / parts[1]).unlink()        # incomplete: not a model, and the next pull brings only what is missing
+    assert store.ls() == []
+    asked = len(hub.requests)
+    assert start_pull(hub, f"hf:org/repo:{parts[0]}").wait(60) == 0 and len(store.ls()) == 1
+    assert all(parts[1] in path for _, path, _ in hub.requests[asked:])
+    store.rm(entry.name)
+    assert leftovers(home / "models") == []
+
+
 def test_hub_names_what_is_missing(hub, home):
     for name in ("hf:org/repo:none.gguf", "hf:org/other:x.gguf"):
         out, err = (p := start_pull(hub, name)).communicate(timeout=120)
