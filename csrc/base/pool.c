@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { LINE = 64, SPIN_NS = 100000, YIELD_NS = 20000, PAUSES = 64 };
+enum { LINE = 64, SPIN_NS = 200000, YIELD_NS = 20000, PAUSES = 64 };
 enum { OPEN = 0, IDLE = -1 }; /* the low half of the pool's word */
 
 struct rt_pool {

@@ -5,7 +5,7 @@
  * as one stream, then helps with the others'. The word a claim is taken from carries the phase's generation, so a late claim
  * fails and touches nothing: work, not threads, ends a phase, and a thread that the system has put aside holds up no one
  * unless it holds units. Whoever finishes the last unit opens the next phase; there is no barrier. The caller takes part.
- * Waiting threads spin about 100 us, then sleep.
+ * Waiting threads spin about 200 us, which covers what stands between two steps, then sleep.
  *
  * How many units a claim takes may depend on the number of threads; what a unit computes must not. */
 #ifndef RT_POOL_H
