@@ -11,14 +11,11 @@ LAYERS_MAX, WIDTH_MAX, HEADS_MAX, VOCAB_MAX, CONTEXT_MAX = 1024, 1 << 17, 1024, 
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """How rotary frequencies stretch beyond the trained context. kind: none, linear, llama3 (others join here)."""
+    """How rotary frequencies stretch beyond the trained context. kind: none, linear (all by `factor`), factors (one each)."""
 
     kind: str = "none"
     factor: float = 1.0
-    low: float = 1.0
-    high: float = 4.0
-    original_context: int = 8192
-    factors: tuple[float, ...] = ()    # per-frequency divisors, as GGUF stores them in rope_freqs.weight
+    factors: tuple[float, ...] = ()    # a divisor per frequency, as GGUF stores Llama 3's scaling
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .backends.base import Backend
@@ -95,8 +96,9 @@ def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads
     file = resolve(path)
     with GGUFModel(file) as source:
         module = family(source.architecture, source.path)
-        config = module.from_gguf(source.metadata, source.shapes)
+        config = module.from_gguf(source.metadata, source.shapes, source.vector)
         plan = module.plan(config)
+        _check_all_used(source, plan, module)
         tokenizer = Tokenizer.from_gguf_metadata(source.metadata.values)
         if tokenizer.vocab_size > plan.vocab:
             raise ModelInvalid(f"{source.path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {plan.vocab} rows")
@@ -111,6 +113,14 @@ def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads
             dict(threads=threads, isa=isa, pool=pool))
         return Model(_name(path, file), file, config, plan, weights, made, tokenizer, defaults, context,
                      max_running, chunk, memory, source.metadata)
+
+
+def _check_all_used(source: GGUFModel, plan: Plan, module: ModuleType) -> None:
+    """A tensor nobody reads would mean a model computed otherwise than it was trained."""
+    used = {weight.name for weight in plan.weights}.union(module.CONFIG_TENSORS)
+    if extra := [name for name in source.tensors if name not in used]:
+        raise ModelInvalid(f"{source.path}: tensor '{extra[0]}'{f' and {len(extra) - 1} more' * (len(extra) > 1)} is no part of "
+                           f"the '{source.architecture}' family as it is read here; answers without it would be wrong")
 
 
 def _backend(name: str, plan: Plan, weights: Weights, sizes: dict[str, Any], machine: dict[str, Any]) -> Backend:

@@ -55,7 +55,7 @@ class Ours:
         from pyruntime.backends.native import NativeBackend
         from pyruntime.backends.torch import TorchBackend
 
-        plan = llama.plan(llama.from_gguf(file.metadata, file.shapes))
+        plan = llama.plan(llama.from_gguf(file.metadata, file.shapes, file.vector))
         weights = load_weights(plan.weights, file)
         pages = 2 * WINDOW // PAGE_TOKENS + len(PROMPTS) * 10
         sizes = dict(pages=pages, max_tokens=1024, max_rows=CHUNK)

@@ -55,7 +55,7 @@ def tiny_config(**fields: object) -> ModelConfig:
 
 
 def write_tiny(path: Path, *, seed: int = 0, formats: tuple[str, ...] = ("Q8_0", "Q4_0", "Q4_1", "F16"),
-               extra: dict[str, object] | None = None, **fields: object) -> Path:
+               extra: dict[str, object] | None = None, more_tensors: dict[str, np.ndarray] | None = None, **fields: object) -> Path:
     """Write the GGUF. Matrices take `formats` in turn, the embedding Q8_0, vectors F32. `extra` metadata of None leaves out."""
     config = tiny_config(**fields)
     plan = llama.plan(config)
@@ -67,7 +67,8 @@ def write_tiny(path: Path, *, seed: int = 0, formats: tuple[str, ...] = ("Q8_0",
         "llama.attention.layer_norm_rms_epsilon": config.eps, "llama.rope.freq_base": config.rope_theta,
         **tokenizer_metadata(), **(extra or {}),
     }
-    tensors = []
+    tensors = [Tensor(name, "F32", values.shape, quant.FORMATS["F32"].quantize(values))
+               for name, values in (more_tensors or {}).items()]
     for i, (name, values) in enumerate(random_values(plan, seed).items()):
         format = "F32" if values.ndim == 1 else "Q8_0" if name == "token_embd.weight" else formats[i % len(formats)]
         tensors.append(Tensor(name, format, values.shape, quant.FORMATS[format].quantize(values)))

@@ -40,7 +40,7 @@ def command(model: str, tensors: bool, metadata: bool, as_json: bool) -> None:
     path = resolve(model)
     with GGUFModel(path) as source:
         module = family(source.architecture, source.path)
-        config = module.from_gguf(source.metadata, source.shapes)
+        config = module.from_gguf(source.metadata, source.shapes, source.vector)
         plan = module.plan(config)
         tokenizer = Tokenizer.from_gguf_metadata(source.metadata.values)
         facts: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """Model families: one file each, named after Hugging Face's `model_type`. The folder is the registry.
 
-A family module has ARCHITECTURES (the `general.architecture` names it reads), `from_gguf(metadata, tensors) -> ModelConfig`,
-`plan(config) -> Plan`, and `tiny(...) -> ModelConfig` for tests.
+A family module has ARCHITECTURES (the `general.architecture` names it reads), `from_gguf(metadata, shapes, vector) -> ModelConfig`,
+CONFIG_TENSORS (tensors that go into the config, not to an op), `plan(config) -> Plan`, and `tiny(...) -> ModelConfig` for tests.
 """
 from __future__ import annotations
 

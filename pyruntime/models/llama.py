@@ -2,17 +2,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ..config import CONTEXT_MAX, HEADS_MAX, LAYERS_MAX, VOCAB_MAX, WIDTH_MAX, Metadata, ModelConfig, RopeScaling
 from ..errors import ModelInvalid
 from ..plan import Attention, CacheGroup, Embed, Gated, LinearAdd, Logits, NormLinear, Plan, Rope, RopeKV, Sample, Slot, Weight
 
 ARCHITECTURES = ("llama",)
+FACTORS = "rope_freqs.weight"    # Llama 3.1 and later: what each rotary frequency is divided by
+CONFIG_TENSORS = (FACTORS,)      # read into the config, not by an op
 
 
-def from_gguf(meta: Metadata, tensors: Mapping[str, tuple[int, ...]]) -> ModelConfig:
-    """Config from GGUF metadata and the tensors' shapes ([rows, k] order)."""
+def from_gguf(meta: Metadata, tensors: Mapping[str, tuple[int, ...]], vector: Callable[[str], Sequence[float]]) -> ModelConfig:
+    """Config from GGUF metadata and the tensors' shapes ([rows, k] order); `vector` reads a small f32 tensor."""
     a = "llama"
     if meta.integer(f"{a}.expert_count", 0, 1 << 16, 0):
         raise ModelInvalid(f"{meta.file}: a mixture-of-experts llama; only dense ones are supported")
@@ -31,6 +33,8 @@ def from_gguf(meta: Metadata, tensors: Mapping[str, tuple[int, ...]]) -> ModelCo
     kind = meta.text(f"{a}.rope.scaling.type", "none")
     if kind == "linear":
         scaling = RopeScaling("linear", meta.real(f"{a}.rope.scaling.factor", 1e-3, 1e4, 1.0))
+    elif kind == "none" and FACTORS in tensors:
+        scaling = RopeScaling("factors", factors=_factors(vector(FACTORS), rope_dims // 2, meta))
     elif kind != "none":
         raise ModelInvalid(f"{meta.file}: rotary scaling '{kind}' is not supported; known: none, linear")
     return ModelConfig(
@@ -47,6 +51,12 @@ def _bounded(vocab: int, most: int, meta: Metadata) -> int:
     if not 1 <= vocab <= most:
         raise ModelInvalid(f"{meta.file}: tensor 'token_embd.weight' has {vocab} rows; 1 to {most} tokens are supported")
     return vocab
+
+
+def _factors(values: Sequence[float], pairs: int, meta: Metadata) -> tuple[float, ...]:
+    if len(values) != pairs or not all(math.isfinite(v) and v > 0 for v in values):
+        raise ModelInvalid(f"{meta.file}: tensor '{FACTORS}' must hold {pairs} positive numbers, one per rotated pair")
+    return tuple(float(v) for v in values)
 
 
 def inverse_frequencies(config: ModelConfig) -> tuple[float, ...]:
