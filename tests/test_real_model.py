@@ -1,7 +1,8 @@
 """SmolLM2-135M Q4_1 against `transformers` reading the same file in f32: how close the answers are, in numbers.
 
-The texts: 22 prompts with 64 fixed tokens each (prompts prefilled in one ragged batch, then 64 steps of 22 sequences side by
-side), and 4,096 tokens of Alice's Adventures in Wonderland in windows of 1,024 (chunks of 128 through shuffled pages).
+The texts: 22 prompts with 64 fixed tokens each (native: prompts in one ragged batch, then 64 steps of 22 sequences side by
+side; the torch reference reads each at once), and 4,096 tokens of Alice's Adventures in Wonderland in windows of 1,024
+(chunks of 128 through shuffled pages).
 """
 from __future__ import annotations
 
@@ -74,8 +75,13 @@ class Ours:
         return np.concatenate([self.logits([(ids[at:at + CHUNK], at, at)], [self.order], np.arange(CHUNK)).copy()
                                for at in range(0, len(ids), CHUNK)])
 
-    def continuations(self) -> list[np.ndarray]:
-        """For each prompt the logits [64][vocab] that predict its tokens."""
+    def read(self, prompt: dict) -> np.ndarray:
+        """Logits [64][vocab] that predict a prompt's tokens, all of them given at once."""
+        ids, n = prompt["prompt_ids"] + prompt["ids"], len(prompt["prompt_ids"])
+        return self.logits([(ids[:-1], 0, 0)], [self.order], np.arange(n - 1, len(ids) - 1)).copy()
+
+    def decode(self) -> list[np.ndarray]:
+        """The same for every prompt, token by token."""
         tables = [self.order[10 * i:10 * i + 10] for i in range(len(PROMPTS))]
         lengths = [len(p["prompt_ids"]) for p in PROMPTS]
         steps = [self.logits([(p["prompt_ids"], 0, 0) for p in PROMPTS], tables, None).copy()]
@@ -97,13 +103,13 @@ def distances(smollm: Path):
     assert len(ids) >= WINDOW * WINDOWS
     ours = {kind: Ours(kind, file) for kind in ("native", "torch")}
     out = {kind: {"prompts": Distance(), "text": Distance()} for kind in ours}
-    answers = {kind: backend.continuations() for kind, backend in ours.items()}
+    decoded = ours["native"].decode()
     with torch.inference_mode():
         for i, prompt in enumerate(PROMPTS):
             n = len(prompt["prompt_ids"])
             want = model(torch.tensor([prompt["prompt_ids"] + prompt["ids"]])).logits[0, n - 1:-1]
-            for kind in ours:
-                out[kind]["prompts"].add(want, answers[kind][i], prompt["ids"])
+            out["native"]["prompts"].add(want, decoded[i], prompt["ids"])
+            out["torch"]["prompts"].add(want, ours["torch"].read(prompt), prompt["ids"])
         for first in range(0, WINDOW * WINDOWS, WINDOW):
             window = ids[first:first + WINDOW]
             want = model(torch.tensor([window])).logits[0, :-1]

@@ -201,18 +201,29 @@ static int min_p(const struct row *r, int n, double share) { /* the largest w is
   return kept;
 }
 
+/* ids <- first those whose w[id] is at most `most`. */
+static int nearest(const struct row *r, int n, double most) {
+  int m = 0;
+  for (int i = 0; i < n; i++) {
+    int32_t id = r->ids[i];
+    if (r->w[id] <= most) r->ids[i] = r->ids[m], r->ids[m++] = id;
+  }
+  return m;
+}
+
 static int typical(const struct row *r, int n, double share) {
   if (n == WHOLE) n = gather(r, -INFINITY);
-  double log_sum = log(weigh(r, n)), entropy = 0, reached = 0;
-  for (int i = 0; i < n; i++) {
-    double log_p = exponent(r, r->ids[i]) - log_sum;
-    entropy -= exp(log_p) * log_p;
-  }
+  double sum = weigh(r, n), mean = 0, reached = 0;
+  for (int i = 0; i < n; i++) mean += r->w[r->ids[i]] * exponent(r, r->ids[i]);
+  double log_sum = log(sum), entropy = log_sum - mean / sum;
   for (int i = 0; i < n; i++) r->w[r->ids[i]] = fabs(exponent(r, r->ids[i]) - log_sum + entropy);
-  sort(r->ids, n, r->w, r->x);
-  for (int i = 0; i < n; i++)
-    if ((reached += exp(exponent(r, r->ids[i]) - log_sum)) >= share) return i + 1;
-  return n;
+  for (double most = 0.5;; most *= 2, reached = 0) { /* go outwards until the mass is there, so that few are ever sorted */
+    int m = nearest(r, n, most);
+    sort(r->ids, m, r->w, r->x);
+    for (int i = 0; i < m; i++)
+      if ((reached += exp(exponent(r, r->ids[i]) - log_sum)) >= share) return i + 1;
+    if (m == n) return n;
+  }
 }
 
 /* ---- the draw ---- */
