@@ -41,7 +41,7 @@ def emulated(folder: Path) -> Kernels:
         pytest.skip("the emulation of AVX-512 needs the headers of SIMDe (Debian: libsimde-dev)")
     out = folder / "avx512.so"
     subprocess.run(
-        [compiler, "-std=gnu11", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-mavx2", "-mfma", "-mf16c",
+        [compiler, "-std=gnu11", "-O0", "-fPIC", "-shared", "-ffp-contract=off", "-mavx2", "-mfma", "-mf16c",
          f"-I{ROOT}/csrc", f"-I{ROOT}/tests", '-DRT_EMULATE_AVX512="emulate_avx512.h"', f"{ROOT}/csrc/isa/avx512.c", "-o", out],
         check=True)
     assert b"zmm" not in subprocess.run(["objdump", "-d", out], capture_output=True, check=True).stdout
@@ -447,3 +447,19 @@ def test_doors_refuse_wrong_shapes() -> None:
     with pytest.raises(FieldInvalid):
         SCALAR.add_bias(np.ones(4, np.float32), np.ones(3, np.float32))
     assert not SCALAR.has_cache_format(NAMES.index("Q8_0"))
+
+
+@pytest.mark.parametrize("isa", [i.name for i in _kernels.isas()])
+def test_a_set_keeps_its_code_to_itself(isa: str, tmp_path: Path) -> None:
+    """No function of a set can be linked into another, and scalar uses the baseline's registers alone."""
+    if not (compiler := shutil.which("gcc")) or not shutil.which("objdump"):
+        pytest.skip("needs gcc and objdump")
+    out = tmp_path / "set.o"
+    subprocess.run([compiler, "-std=gnu11", "-O0", "-ffp-contract=off", f"-I{ROOT}/csrc", "-c", f"{ROOT}/csrc/isa/{isa}.c",
+                    "-o", out], check=True)
+    shown = [line for line in subprocess.run(["nm", "-g", "--defined-only", out], capture_output=True, check=True,
+                                             text=True).stdout.split("\n") if line]
+    assert [line.split()[-1] for line in shown] == [f"rt_kernels_{isa}"]
+    code = subprocess.run(["objdump", "-d", out], capture_output=True, check=True, text=True).stdout
+    wide = {"scalar": ("ymm", "zmm"), "avx2": ("zmm",)}.get(isa, ())
+    assert not any(register in code for register in wide)

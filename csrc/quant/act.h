@@ -45,13 +45,13 @@ static inline void rt_act_round(rt_act a, size_t kp, float most, float broken) {
   v16f inverse = v_set1((float)MOST / most);
   for (size_t block = 0; block < kp / 32; block++) {
     int32_t q[32], sum = 0;
+    int16_t *restrict both = a.q + block * 32;
+    int8_t *restrict high = a.high + block * 32, *restrict low = a.low + block * 32;
     for (int c = 0; c < 32; c += 16) v_store_s32(q + c, v_mul(v_load(a.x + block * 32 + c), inverse));
     for (int i = 0; i < 32; i++) {
-      size_t at = block * 32 + i;
-      int32_t high = (q[i] + 128) >> 8;
-      a.q[at] = (int16_t)q[i];
-      a.high[at] = (int8_t)high;
-      a.low[at] = (int8_t)(q[i] - 256 * high);
+      both[i] = (int16_t)q[i];
+      high[i] = (int8_t)((q[i] + 128) >> 8);
+      low[i] = (int8_t)q[i]; /* q - 256 * high, which fits, is q modulo 256 */
       sum += q[i];
     }
     a.sum[block] = sum;

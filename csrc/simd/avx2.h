@@ -40,8 +40,8 @@ V_INLINE v16f v_fma(v16f x, v16f y, v16f z) {
 }
 V_INLINE v16f v_abs(v16f x) { return V_EACH(_mm256_andnot_ps, v_set1(-0.0f), x); }
 V_INLINE v16f v_round(v16f x) {
-  const int even = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-  return (v16f){_mm256_round_ps(x.a, even), _mm256_round_ps(x.b, even)};
+  enum { EVEN = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC };
+  return (v16f){_mm256_round_ps(x.a, EVEN), _mm256_round_ps(x.b, EVEN)};
 }
 V_INLINE __m256 v_scale2_half(__m256 x, __m256 n) {
   const __m256i bias = _mm256_set1_epi32(127);
