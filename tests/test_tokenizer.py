@@ -555,6 +555,18 @@ def test_bad_ids(bad):
         assert caught.value.field == "token_ids"
 
 
+def test_a_byte_is_its_own_token_wherever_that_stands():
+    ours = Tokenizer.from_gguf_metadata(gguf_metadata(["ab", "b", "ba", "a"], [], [1] * 4, "gpt2"))
+    assert ours.encode("abc") == [3, 1]
+
+
+def test_half_a_surrogate_pair_is_three_bytes():
+    """As any bytes that are not UTF-8: each a sign of its own, so that a word takes none of several before it."""
+    ours = both("pairs", "llama3")[0]
+    assert ours.encode(b"\xed\xa0\x80a") == ours.encode(b"\xed\xa0\x80") + ours.encode("a")
+    assert ours.encode("\ufffda") != ours.encode("\ufffd") + ours.encode("a"), "one sign goes before a word"
+
+
 def test_the_alphabet_covers_every_byte():
     meta = gguf_metadata(alphabet(), [], [1] * 256, "gpt2")
     ours = Tokenizer.from_gguf_metadata(meta)

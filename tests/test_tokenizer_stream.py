@@ -96,6 +96,11 @@ def test_a_stop_string_that_never_comes_is_text(gpt2):
     assert "".join(said) == "The " and detokenizer.finish() == "END O" and detokenizer.stopped is None
 
 
+def test_held_back_text_and_held_back_bytes_end_in_order(gpt2):
+    ids = [*gpt2.encode("xa"), gpt2.encode("👩")[0]]
+    assert "".join(pieces(Detokenizer(gpt2, ["ab"]), ids)) == "xa\ufffd"
+
+
 def test_a_stop_string_of_what_is_no_character(gpt2):
     """The mark of broken bytes can be a stop string, at the end of the text too."""
     detokenizer = Detokenizer(gpt2, ["\ufffd"])
