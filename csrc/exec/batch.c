@@ -52,13 +52,16 @@ static bool check_sequence(rt_engine *e, const rt_batch *b, int32_t s, rt_status
   if (!range(st, "starts", s + 1, b->starts[s + 1], start, b->n_tokens) || !range(st, "adapters", s, b->adapters[s], -1, -1) ||
       !range(st, "kv_lens", s, kv_len, b->starts[s + 1] - start, INT32_MAX - RT_PAGE))
     return false;
+  for (int32_t g = 0; g < e->n_groups; g++) {
+    int64_t most = b->table_widths[g] < e->groups[g].pages ? b->table_widths[g] : e->groups[g].pages;
+    if (!range(st, "kv_lens", s, kv_len, 0, most * RT_PAGE)) return false;
+  }
   int32_t count = b->starts[s + 1] - start, blocks = (kv_len + RT_PAGE - 1) / RT_PAGE, written = (kv_len - count) / RT_PAGE;
   int32_t base = step->block_starts[s];
+  if (rt_room_for_blocks(e, e->n_groups ? (int64_t)base + blocks : 0, st) != RT_OK) return false;
   for (int32_t t = start; t < b->starts[s + 1]; t++) step->tokens[t].sequence = s;
   for (int32_t g = 0; g < e->n_groups; g++) {
     rt_cache *c = &e->groups[g];
-    int64_t most = b->table_widths[g] < c->pages ? b->table_widths[g] : c->pages;
-    if (!range(st, "kv_lens", s, kv_len, 0, most * RT_PAGE)) return false;
     for (int32_t i = 0; i < blocks; i++) {
       int32_t page = b->tables[g][(size_t)s * (size_t)b->table_widths[g] + (size_t)i];
       if (!range(st, "a block table's page", i, page, 0, c->pages - 1)) return false;
@@ -129,7 +132,7 @@ static void store_positions(rt_engine *e, const rt_batch *b, int32_t g) {
 
 rt_code rt_step_begin(rt_engine *e, const rt_batch *batch, int32_t first, int32_t last, rt_status *st) {
   if (!check_counts(e, batch, first, last, st) || !check_tokens(e, batch, st) || !check_sequences(e, batch, st) ||
-      !check_rows(e, batch, st))
+      !check_rows(e, batch, st) || rt_room_for_splits(e, e->step.splits, st) != RT_OK)
     return st->code;
   for (int32_t g = 0; g < e->n_groups; g++) store_positions(e, batch, g);
   e->step.batch = batch;

@@ -56,14 +56,15 @@ typedef struct rt_rotation { const double *inv_freq; float *cos, *sin; int32_t p
 
 typedef struct rt_activations { float *data; int32_t width, per_row; } rt_activations; /* data [max_tokens or max_rows][width] */
 
+typedef struct rt_partials { float *out, *max, *sum; } rt_partials; /* out [splits][share][head_dim], max, sum [splits][share] */
+
 typedef struct rt_scratch { /* one thread's */
   uint8_t *acts;        /* [RT_FUSED] activations of operation `op` in run `run` */
   uint64_t run;
   int32_t op;
   float *y, *y2;        /* [RT_LINE_FLOATS] */
   uint8_t *group;       /* one packed group, low-memory mode */
-  float *partial;       /* [splits][share][head_dim] */
-  float *max, *sum;     /* [splits][share] */
+  rt_partials partials; /* of one query */
   uint8_t *sample;      /* rt_sample_bytes */
 } rt_scratch;
 
@@ -77,7 +78,8 @@ typedef struct rt_step { /* one batch, checked */
   rt_token *tokens;              /* [max_tokens] */
   rt_run *runs;                  /* [max_tokens] */
   int32_t *block_starts;         /* [max_seqs + 1] */
-  rt_block **blocks;             /* [n_groups] -> [max_seqs * pages] */
+  rt_block **blocks;             /* [n_groups] -> [block_room], which grows with what sequences hold */
+  int32_t block_room;
   int32_t **tails;               /* [n_groups] -> [max_seqs][16] positions of a last, partly filled page */
 } rt_step;
 
@@ -97,13 +99,19 @@ struct rt_engine {
   rt_sampled *sampled;   /* [max_rows] */
   uint8_t *acts;         /* activations of every token, when more than RT_FUSED */
   uint32_t checks;       /* number of this batch check */
-  float *partial, *max, *sum; /* [RT_SPLIT_UNITS][splits][share][head_dim], [RT_SPLIT_UNITS][splits][share] */
+  rt_partials partials;  /* of RT_SPLIT_UNITS queries */
   rt_step step;
   uint64_t run;          /* number of this rt_engine_run */
+  int32_t splits;        /* of one query that partials have room for */
   /* The largest an op needs. */
   size_t acts_bytes, fused_bytes, group_bytes;
-  int32_t splits, partial_floats, share;
+  int32_t partial_floats, share;
 };
+
+/* exec/room.c: room for a batch's blocks in all, and for the splits of its longest sequence. */
+rt_code rt_room_for_blocks(rt_engine *e, int64_t count, rt_status *st);
+rt_code rt_room_for_splits(rt_engine *e, int32_t splits, rt_status *st);
+void rt_room_free(rt_engine *e);
 
 /* exec/batch.c: everything a step reads from a batch, proven; then the step's tables. */
 rt_code rt_step_begin(rt_engine *e, const rt_batch *batch, int32_t first, int32_t last, rt_status *st);

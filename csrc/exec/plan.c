@@ -320,9 +320,6 @@ static bool bind_slot(const binding *b, int32_t i) {
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
 static void measure(rt_engine *e) {
-  int32_t pages = 0;
-  for (int32_t g = 0; g < e->n_groups; g++) pages = e->groups[g].pages > pages ? e->groups[g].pages : pages;
-  e->splits = (pages + RT_SPLIT - 1) / RT_SPLIT;
   for (int32_t i = 0; i < e->n_ops; i++) {
     const rt_bound *o = &e->ops[i];
     const rt_linear *l = &o->linear;
@@ -354,15 +351,11 @@ static void *take(taker *t, uint64_t count, uint64_t size) {
 }
 
 static void lay_out_thread(rt_engine *e, taker *t, rt_scratch *into) {
-  uint64_t shares = (uint64_t)e->splits * (uint64_t)e->share;
   rt_scratch s = {.op = -1};
   s.acts = take(t, e->fused_bytes, 1);
   s.y = take(t, RT_LINE_FLOATS, sizeof(float));
   s.y2 = take(t, RT_LINE_FLOATS, sizeof(float));
   s.group = take(t, e->group_bytes, 1);
-  s.partial = take(t, (uint64_t)e->splits * (uint64_t)e->partial_floats, sizeof(float));
-  s.max = take(t, shares, sizeof(float));
-  s.sum = take(t, shares, sizeof(float));
   s.sample = take(t, rt_sample_bytes(e->vocab), 1);
   take(t, 128, 1); /* neighbours' lines stay apart */
   if (t->region->base) *into = s;
@@ -374,15 +367,11 @@ static void lay_out_step(rt_engine *e, taker *t) {
   s->tokens = take(t, tokens, sizeof *s->tokens);
   s->runs = take(t, tokens, sizeof *s->runs);
   s->block_starts = take(t, seqs + 1, sizeof *s->block_starts);
-  for (int32_t g = 0; g < e->n_groups; g++) {
-    s->blocks[g] = take(t, seqs * (uint64_t)e->groups[g].pages, sizeof **s->blocks);
-    s->tails[g] = take(t, seqs * RT_PAGE, sizeof **s->tails);
-  }
+  for (int32_t g = 0; g < e->n_groups; g++) s->tails[g] = take(t, seqs * RT_PAGE, sizeof **s->tails);
 }
 
 static void lay_out(rt_engine *e, taker *t) {
   uint64_t tokens = (uint64_t)e->limits.max_tokens, rows = (uint64_t)e->limits.max_rows;
-  uint64_t shared = (uint64_t)RT_SPLIT_UNITS * (uint64_t)e->splits;
   for (int32_t i = 0; i < e->n_slots; i++)
     e->slots[i].data = take(t, (e->slots[i].per_row ? rows : tokens) * (uint64_t)e->slots[i].width, sizeof(float));
   for (int32_t i = 0; i < e->n_ropes; i++) {
@@ -395,9 +384,6 @@ static void lay_out(rt_engine *e, taker *t) {
   }
   e->sampled = take(t, rows, sizeof *e->sampled);
   e->acts = take(t, e->acts_bytes, 1);
-  e->partial = take(t, shared * (uint64_t)e->partial_floats, sizeof(float));
-  e->max = take(t, shared * (uint64_t)e->share, sizeof(float));
-  e->sum = take(t, shared * (uint64_t)e->share, sizeof(float));
   lay_out_step(e, t);
   for (int32_t i = 0; i < e->limits.threads; i++) lay_out_thread(e, t, &e->scratch[i]);
 }
@@ -485,6 +471,7 @@ void rt_engine_free(rt_engine *e) {
     if (e->weights[i].k == 0) free((void *)(uintptr_t)e->weights[i].values);
   for (int32_t i = 0; e->ropes && i < e->n_ropes; i++) free((void *)(uintptr_t)e->ropes[i].inv_freq);
   for (int32_t i = 0; e->groups && i < e->n_groups; i++) rt_region_free(&e->groups[i].memory);
+  rt_room_free(e);
   for (int32_t i = 0; e->histories && i < e->limits.histories; i++) rt_history_free(&e->histories[i]);
   void *lists[] = {e->ops, e->slots, e->weights, e->groups, e->ropes, e->scratch, e->histories, e->step.blocks, e->step.tails};
   for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) free(lists[i]);

@@ -202,33 +202,36 @@ static void join_splits(const rt_engine *e, const query *q, int32_t n, const flo
 
 static void attend(const rt_engine *e, const rt_op_attention *f, int32_t unit, rt_scratch *s) {
   query q = query_of(e, f, unit);
+  const rt_partials *p = &s->partials;
   int32_t n = 0;
   for (int32_t i = 0; i < e->step.splits; i++)
-    n += attend_split(e, &q, i, s->partial + (size_t)n * (size_t)q.floats, s->max + n * q.share, s->sum + n * q.share);
-  join_splits(e, &q, n, s->partial, s->max, s->sum);
+    n += attend_split(e, &q, i, p->out + (size_t)n * (size_t)q.floats, p->max + n * q.share, p->sum + n * q.share);
+  join_splits(e, &q, n, p->out, p->max, p->sum);
 }
 
 /* Splits of one query as units of their own: partial i of the query has its place in the engine's memory; sum < 0 marks none. */
 static void attend_part(const rt_engine *e, const rt_op_attention *f, int32_t unit) {
   query q = query_of(e, f, unit / e->step.splits);
+  const rt_partials *p = &e->partials;
   size_t at = (size_t)unit * (size_t)q.share;
-  if (!attend_split(e, &q, unit % e->step.splits, e->partial + (size_t)unit * (size_t)q.floats, e->max + at, e->sum + at))
-    e->sum[at] = -1.0f;
+  if (!attend_split(e, &q, unit % e->step.splits, p->out + (size_t)unit * (size_t)q.floats, p->max + at, p->sum + at))
+    p->sum[at] = -1.0f;
 }
 
 static void join_parts(const rt_engine *e, const rt_op_attention *f, int32_t unit) {
   query q = query_of(e, f, unit);
+  const rt_partials *p = &e->partials;
   size_t first = (size_t)unit * (size_t)e->step.splits, floats = (size_t)q.floats, share = (size_t)q.share;
   int32_t n = 0;
   for (size_t i = first; i < first + (size_t)e->step.splits; i++) {
-    if (e->sum[i * share] < 0.0f) continue;
+    if (p->sum[i * share] < 0.0f) continue;
     size_t to = first + (size_t)n++;
     if (to == i) continue;
-    memcpy(e->partial + to * floats, e->partial + i * floats, floats * sizeof(float));
-    memcpy(e->max + to * share, e->max + i * share, share * sizeof(float));
-    memcpy(e->sum + to * share, e->sum + i * share, share * sizeof(float));
+    memcpy(p->out + to * floats, p->out + i * floats, floats * sizeof(float));
+    memcpy(p->max + to * share, p->max + i * share, share * sizeof(float));
+    memcpy(p->sum + to * share, p->sum + i * share, share * sizeof(float));
   }
-  join_splits(e, &q, n, e->partial + first * floats, e->max + first * share, e->sum + first * share);
+  join_splits(e, &q, n, p->out + first * floats, p->max + first * share, p->sum + first * share);
 }
 
 static bool by_splits(const rt_engine *e, int32_t queries) { return queries <= RT_SPLIT_UNITS && e->step.splits > 1; }
