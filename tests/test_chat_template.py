@@ -237,6 +237,7 @@ BOMBS = {
     "list repetition": "{{ [0] * 10 ** 9 }}",
     "doubling": "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
     "padding": "{{ '%1000000000d' % 1 }}",
+    "memory": "{{ ('%700000000d' % 1) | length }}",
     "center": "{{ 'a' | center(1000000000) }}",
     "format": "{{ '{:>1000000000}'.format(1) }}",
     "output": "{% for i in range(99999) %}{{ 'x' * 999 }}{% endfor %}",
