@@ -36,8 +36,11 @@ V_INLINE rt_rows rt_rows_at(const rt_rows *x, int k, int m) {
 
 typedef struct rt_sums { v16i half[2][RT_AT_ONCE]; } rt_sums; /* S of a tile's two blocks, a lane a row */
 
+/* Fetch what stands RT_AHEAD behind p. In small portions, where the lines at p are read: a core waits when it has asked for
+ * more than some twenty. */
+enum { RT_AHEAD = 3072 };
 V_INLINE void rt_prefetch(const uint8_t *p, int bytes) {
-  for (int b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, 3);
+  for (int b = 0; b < bytes; b += 64) __builtin_prefetch(p + RT_AHEAD + b, 0, 3);
 }
 
 #include "quant/bf16.h"
@@ -47,8 +50,6 @@ V_INLINE void rt_prefetch(const uint8_t *p, int bytes) {
 #include "quant/q4_1.h"
 #include "quant/q8_0.h"
 
-enum { RT_AHEAD = 3072 }; /* bytes between the tile that is read and the one that is fetched */
-
 /* One group for m <= V_DOT_TOKENS tokens. y: [m][16], rows ldy apart. */
 #define RT_FLOAT_GROUP(name, tile_bytes)                                                                              \
   V_INLINE void rt_group_##name(const uint8_t *restrict tile, int k, const rt_rows *x, int m, float *y, size_t ldy) { \
@@ -56,7 +57,6 @@ enum { RT_AHEAD = 3072 }; /* bytes between the tile that is read and the one tha
     for (int c = 0; c < 4; c++)                                                                                       \
       for (int t = 0; t < m; t++) acc[c][t] = v_zero();                                                               \
     for (int at = 0; at < k; at += 64, tile += tile_bytes) {                                                          \
-      rt_prefetch(tile + RT_AHEAD, tile_bytes);                                                                       \
       rt_dot_##name(tile, x, at, m, acc);                                                                             \
     }                                                                                                                 \
     for (int t = 0; t < m; t++)                                                                                       \
@@ -69,7 +69,6 @@ enum { RT_AHEAD = 3072 }; /* bytes between the tile that is read and the one tha
     for (int t = 0; t < m; t++) acc[t] = v_zero();                                                                    \
     for (int at = 0; at < k; at += 64, tile += tile_bytes) {                                                          \
       rt_sums s;                                                                                                      \
-      rt_prefetch(tile + RT_AHEAD, tile_bytes);                                                                       \
       rt_sums_##name(tile, x, at, m, &s);                                                                             \
       rt_fold_##name(tile, x, at, m, &s, acc);                                                                        \
     }                                                                                                                 \
@@ -108,7 +107,7 @@ enum { RT_WIDE_LEAST = 12, RT_WIDE_MOST = 64 };
     v16f acc[RT_WIDE_MOST];                                                                                           \
     for (int t = 0; t < m; t++) acc[t] = v_zero();                                                                    \
     for (int at = 0; at < k; at += 64, tile += tile_bytes) {                                                          \
-      rt_prefetch(tile + RT_AHEAD, tile_bytes);                                                                       \
+      rt_prefetch(tile, tile_bytes);                                                                                  \
       rt_widen_##name(tile, wide);                                                                                    \
       for (int t = 0; t < m; t += V_WIDE_TOKENS) {                                                                    \
         rt_rows x = rt_rows_of(act + t * stride, stride, k, V_WIDE_TOKENS), here = rt_rows_at(&x, at, V_WIDE_TOKENS); \

@@ -18,9 +18,12 @@ static inline void rt_unpack_F32(const uint8_t *restrict tile, int row, float *r
 #ifdef V_INLINE
 V_INLINE v16f rt_row_F32(const uint8_t *restrict tile, int i) { return v_load((const float *)tile + i * 16); }
 V_INLINE void rt_dot_F32(const uint8_t *restrict tile, const rt_rows *x, int k, int m, v16f (*chain)[RT_AT_ONCE]) {
-  for (int i = 0; i < RT_TILE_K && m == 1; i++)
+  for (int i = 0; i < RT_TILE_K && m == 1; i++) {
+    if (i % 4 == 0) rt_prefetch(tile + i * 64, 4 * 64);
     chain[i % 4][0] = v_fma(rt_row_F32(tile, i), v_set1(x->x[0][k + i]), chain[i % 4][0]);
+  }
   for (int c = 0; c < 4 && m > 1; c++) {
+    rt_prefetch(tile + c * 1024, 1024);
     v16f acc[RT_AT_ONCE];
     for (int t = 0; t < m; t++) acc[t] = chain[c][t];
     for (int i = c; i < RT_TILE_K; i += 4) {

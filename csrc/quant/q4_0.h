@@ -39,6 +39,7 @@ static inline void rt_unpack_Q4_0(const uint8_t *restrict tile, int row, float *
 #ifdef V_INLINE
 V_INLINE void rt_sums_Q4_0(const uint8_t *restrict tile, const rt_rows *x, int k, int m, rt_sums *s) {
   rt_rows at = rt_rows_at(x, k, m);
+  rt_prefetch(tile, 576);
   v_dot_u4(tile + 64, at.q, at.high, at.low, m, s->half[0], s->half[1]);
   for (int h = 0; h < 2; h++)
     for (int t = 0; t < m; t++) s->half[h][t] = v_minus(s->half[h][t], 8 * x->sum[t][k / 32 + h]);

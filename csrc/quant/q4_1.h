@@ -40,6 +40,7 @@ static inline void rt_unpack_Q4_1(const uint8_t *restrict tile, int row, float *
 #ifdef V_INLINE
 V_INLINE void rt_sums_Q4_1(const uint8_t *restrict tile, const rt_rows *x, int k, int m, rt_sums *s) {
   rt_rows at = rt_rows_at(x, k, m);
+  rt_prefetch(tile, 640);
   v_dot_u4(tile + 128, at.q, at.high, at.low, m, s->half[0], s->half[1]);
 }
 V_INLINE void rt_fold_Q4_1(const uint8_t *restrict tile, const rt_rows *x, int k, int m, const rt_sums *s, v16f *acc) {

@@ -39,6 +39,7 @@ static inline void rt_unpack_Q8_0(const uint8_t *restrict tile, int row, float *
 V_INLINE void rt_sums_Q8_0(const uint8_t *restrict tile, const rt_rows *x, int k, int m, rt_sums *s) {
   for (int h = 0; h < 2; h++) {
     rt_rows at = rt_rows_at(x, k + 32 * h, m);
+    rt_prefetch(tile + h * 544, 544);
     v_dot_u8(tile + 64 + h * 512, at.q, at.high, at.low, m, s->half[h]);
     for (int t = 0; t < m; t++) s->half[h][t] = v_minus(s->half[h][t], 128 * x->sum[t][k / 32 + h]);
   }
