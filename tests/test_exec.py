@@ -191,6 +191,15 @@ def test_flagging_fewer_rows_changes_no_row():
     assert engine.slot("logits").shape[0] == 0 and engine.sampled().shape == (0,)
 
 
+def test_a_sequence_without_tokens_changes_nothing():
+    engine = backend(5)
+    text = [1, 2, 3, 4]
+    expected = logits_of(engine, whole([text], [[0]]))
+    engine.run(whole([[7] * 20], [[8, 9]]))
+    beside = Batch.build([([], 0, 0), (text, 0, 0), ([], 20, 20)], tables=[[[], [3], [8, 9]]], rows=range(4))
+    assert same(expected, logits_of(engine, beside))
+
+
 def test_embedding_rows_take_the_place_of_tokens():
     engine = backend(6)
     width = engine.plan.width

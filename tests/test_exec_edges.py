@@ -109,10 +109,13 @@ BAD = {
 
 @pytest.mark.parametrize("what", BAD)
 def test_a_malformed_batch_is_refused(what):
+    ENGINE.run(good())
+    before = ENGINE.slot("logits").copy()
     with pytest.raises(errors.FieldInvalid) as error:
         ENGINE.run(BAD[what](good()))
     assert "\n" not in str(error.value)
     ENGINE.run(good())
+    assert np.array_equal(before, ENGINE.slot("logits"))
 
 
 @pytest.mark.parametrize("sequences, tables, rows", [
