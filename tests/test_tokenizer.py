@@ -535,6 +535,11 @@ def test_damaged_metadata_gives_a_typed_error_or_works(data):
         assert "\n" not in str(error)
 
 
+def test_only_special_tokens_end_an_answer_by_their_name():
+    meta = gguf_metadata(["a", "</s>", "<|im_end|>", "<eos>"], [], [1, 1, SPECIAL, ADDED], "gpt2")
+    assert Tokenizer.from_gguf_metadata(meta).end_ids == [2]
+
+
 def test_an_unknown_family():
     with pytest.raises(ModelInvalid, match="no family 'words'; known are bpe"):
         Tokenizer.build(Spec(family="words", tokens=["a"], kinds=[0], merges=[]))
