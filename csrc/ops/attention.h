@@ -15,57 +15,64 @@
 enum { RT_HEADS = 4 }; /* heads that meet a page together */
 
 /* What meets pages of one format. `next` is the page after, fetched line by line while this one is read. */
-#define RT_PAGE_FORMAT(name, bytes)                                                                                       \
-  /* 16 values of which the last 16 - n are not there. p: n values */                                                     \
-  V_INLINE v16f rt_page_part_##name(const uint8_t *p, int n) {                                                            \
-    uint8_t wide[16 * bytes] = {0};                                                                                       \
-    if (n >= 16) return rt_page_load_##name(p);                                                                           \
-    memcpy(wide, p, (size_t)n * bytes);                                                                                   \
-    return rt_page_load_##name(wide);                                                                                     \
-  }                                                                                                                       \
-  /* s[heads][16] = q[heads][head_dim] . k[head_dim][16] */                                                               \
-  V_INLINE void rt_scores_of_##name(const float *q, const uint8_t *k, const uint8_t *next, int head_dim, int heads,       \
-                                    float *s) {                                                                           \
-    v16f acc[RT_HEADS];                                                                                                   \
-    for (int h = 0; h < heads; h++) acc[h] = v_zero();                                                                    \
-    for (int d = 0; d < head_dim; d++, k += 16 * bytes, next += 16 * bytes) {                                             \
-      v16f row = rt_page_load_##name(k);                                                                                  \
-      __builtin_prefetch(next);                                                                                           \
-      for (int h = 0; h < heads; h++) acc[h] = v_fma(v_set1(q[h * head_dim + d]), row, acc[h]);                           \
-    }                                                                                                                     \
-    for (int h = 0; h < heads; h++) v_store(s + h * 16, acc[h]);                                                          \
-  }                                                                                                                       \
-  static void rt_scores_##name(const float *q, const uint8_t *k, const uint8_t *next, int head_dim, int heads, float *s) {\
-    if (heads == 1) rt_scores_of_##name(q, k, next, head_dim, 1, s);                                                      \
-    else if (heads == 2) rt_scores_of_##name(q, k, next, head_dim, 2, s);                                                 \
-    else if (heads == 3) rt_scores_of_##name(q, k, next, head_dim, 3, s);                                                 \
-    else rt_scores_of_##name(q, k, next, head_dim, 4, s);                                                                 \
-  }                                                                                                                       \
-  /* out[heads][d..d + lanes] += p[heads][16] v[16][head_dim] over the n tokens whose slots are `seen` */                 \
-  V_INLINE void rt_mix_at_##name(const float *p, const uint8_t *v, const uint8_t *next, int head_dim, int heads,          \
-                                 const uint8_t *seen, int n, int d, int lanes, float *out) {                              \
-    v16f acc[RT_HEADS];                                                                                                   \
-    for (int h = 0; h < heads; h++) acc[h] = v_load_n(out + h * head_dim + d, lanes, 0.0f);                               \
-    for (int i = 0; i < n; i++) {                                                                                         \
-      size_t at = ((size_t)seen[i] * (size_t)head_dim + (size_t)d) * bytes;                                               \
-      v16f row = rt_page_part_##name(v + at, lanes);                                                                      \
-      __builtin_prefetch(next + at);                                                                                      \
-      for (int h = 0; h < heads; h++) acc[h] = v_fma(v_set1(p[h * 16 + seen[i]]), row, acc[h]);                           \
-    }                                                                                                                     \
-    for (int h = 0; h < heads; h++) v_store_n(out + h * head_dim + d, acc[h], lanes);                                     \
-  }                                                                                                                       \
-  V_INLINE void rt_mix_of_##name(const float *p, const uint8_t *v, const uint8_t *next, int head_dim, int heads,          \
-                                 const uint8_t *seen, int n, float *out) {                                                \
-    int d = 0;                                                                                                            \
-    for (; d + 16 <= head_dim; d += 16) rt_mix_at_##name(p, v, next, head_dim, heads, seen, n, d, 16, out);               \
-    if (d < head_dim) rt_mix_at_##name(p, v, next, head_dim, heads, seen, n, d, head_dim - d, out);                       \
-  }                                                                                                                       \
-  static void rt_mix_##name(const float *p, const uint8_t *v, const uint8_t *next, int head_dim, int heads,               \
-                            const uint8_t *seen, int n, float *out) {                                                     \
-    if (heads == 1) rt_mix_of_##name(p, v, next, head_dim, 1, seen, n, out);                                              \
-    else if (heads == 2) rt_mix_of_##name(p, v, next, head_dim, 2, seen, n, out);                                         \
-    else if (heads == 3) rt_mix_of_##name(p, v, next, head_dim, 3, seen, n, out);                                         \
-    else rt_mix_of_##name(p, v, next, head_dim, 4, seen, n, out);                                                         \
+#define RT_PAGE_FORMAT(name, bytes)                                                                                          \
+  /* 16 values of which the last 16 - n are not there. p: n values */                                                        \
+  V_INLINE v16f rt_page_part_##name(const uint8_t *p, int n) {                                                               \
+    uint8_t wide[16 * bytes] = {0};                                                                                          \
+    if (n >= 16) return rt_page_load_##name(p);                                                                              \
+    memcpy(wide, p, (size_t)n * bytes);                                                                                      \
+    return rt_page_load_##name(wide);                                                                                        \
+  }                                                                                                                          \
+  /* s[heads][16] = q[heads][head_dim] . k[head_dim][16] */                                                                  \
+  V_INLINE void rt_scores_of_##name(const float *q, const uint8_t *k, const uint8_t *next, int head_dim, int heads,          \
+                                    float *s) {                                                                              \
+    v16f acc[RT_HEADS];                                                                                                      \
+    for (int h = 0; h < heads; h++) acc[h] = v_zero();                                                                       \
+    for (int d = 0; d < head_dim; d++, k += 16 * bytes, next += 16 * bytes) {                                                \
+      v16f row = rt_page_load_##name(k);                                                                                     \
+      __builtin_prefetch(next);                                                                                              \
+      for (int h = 0; h < heads; h++) acc[h] = v_fma(v_set1(q[h * head_dim + d]), row, acc[h]);                              \
+    }                                                                                                                        \
+    for (int h = 0; h < heads; h++) v_store(s + h * 16, acc[h]);                                                             \
+  }                                                                                                                          \
+  static void rt_scores_##name(const float *q, const uint8_t *k, const uint8_t *next, int head_dim, int heads, float *s) {   \
+    if (heads == 1) rt_scores_of_##name(q, k, next, head_dim, 1, s);                                                         \
+    else if (heads == 2) rt_scores_of_##name(q, k, next, head_dim, 2, s);                                                    \
+    else if (heads == 3) rt_scores_of_##name(q, k, next, head_dim, 3, s);                                                    \
+    else rt_scores_of_##name(q, k, next, head_dim, 4, s);                                                                    \
+  }                                                                                                                          \
+  /* out[heads][d..] += p[heads][16] v[16][head_dim] over the n tokens whose slots are `seen`, for `parts` vectors of them   \
+   * (few heads leave a core waiting for one sum; more parts give it others) */                                              \
+  V_INLINE void rt_mix_at_##name(const float *p, const uint8_t *v, const uint8_t *next, int head_dim, int heads,             \
+                                 const uint8_t *seen, int n, int d, int parts, int lanes, float *out) {                      \
+    v16f acc[4][RT_HEADS];                                                                                                   \
+    for (int c = 0; c < parts; c++)                                                                                          \
+      for (int h = 0; h < heads; h++) acc[c][h] = v_load_n(out + h * head_dim + d + c * 16, lanes, 0.0f);                    \
+    for (int i = 0; i < n; i++) {                                                                                            \
+      size_t at = ((size_t)seen[i] * (size_t)head_dim + (size_t)d) * bytes;                                                  \
+      __builtin_prefetch(next + at);                                                                                         \
+      for (int c = 0; c < parts; c++) {                                                                                      \
+        v16f row = rt_page_part_##name(v + at + c * 16 * bytes, lanes);                                                      \
+        for (int h = 0; h < heads; h++) acc[c][h] = v_fma(v_set1(p[h * 16 + seen[i]]), row, acc[c][h]);                      \
+      }                                                                                                                      \
+    }                                                                                                                        \
+    for (int c = 0; c < parts; c++)                                                                                          \
+      for (int h = 0; h < heads; h++) v_store_n(out + h * head_dim + d + c * 16, acc[c][h], lanes);                          \
+  }                                                                                                                          \
+  V_INLINE void rt_mix_of_##name(const float *p, const uint8_t *v, const uint8_t *next, int head_dim, int heads,             \
+                                 const uint8_t *seen, int n, float *out) {                                                   \
+    int d = 0;                                                                                                               \
+    for (; heads == 1 && d + 64 <= head_dim; d += 64) rt_mix_at_##name(p, v, next, head_dim, heads, seen, n, d, 4, 16, out); \
+    for (; heads < 3 && d + 32 <= head_dim; d += 32) rt_mix_at_##name(p, v, next, head_dim, heads, seen, n, d, 2, 16, out);  \
+    for (; d + 16 <= head_dim; d += 16) rt_mix_at_##name(p, v, next, head_dim, heads, seen, n, d, 1, 16, out);               \
+    if (d < head_dim) rt_mix_at_##name(p, v, next, head_dim, heads, seen, n, d, 1, head_dim - d, out);                       \
+  }                                                                                                                          \
+  static void rt_mix_##name(const float *p, const uint8_t *v, const uint8_t *next, int head_dim, int heads,                  \
+                            const uint8_t *seen, int n, float *out) {                                                        \
+    if (heads == 1) rt_mix_of_##name(p, v, next, head_dim, 1, seen, n, out);                                                 \
+    else if (heads == 2) rt_mix_of_##name(p, v, next, head_dim, 2, seen, n, out);                                            \
+    else if (heads == 3) rt_mix_of_##name(p, v, next, head_dim, 3, seen, n, out);                                            \
+    else rt_mix_of_##name(p, v, next, head_dim, 4, seen, n, out);                                                            \
   }
 RT_PAGE_FORMAT(F32, 4)
 RT_PAGE_FORMAT(F16, 2)

@@ -2,14 +2,14 @@
 #ifndef RT_OPS_EMBED_H
 #define RT_OPS_EMBED_H
 
-#define FORMAT(name, ggml_type, block_weights, block_bytes, packed_bytes)                               \
-  static void rt_embed_##name(const uint8_t *packed, int k, int64_t row, float scale, float *out) {     \
-    const uint8_t *tile = packed + (size_t)(row / 16) * (rt_act_k(k) / 64) * packed_bytes;              \
-    float w[64];                                                                                        \
-    for (int at = 0; at < k; at += 64, tile += packed_bytes) {                                          \
-      rt_unpack_##name(tile, (int)(row % 16), w);                                                       \
-      for (int i = 0; i < 64 && at + i < k; i++) out[at + i] = w[i] * scale;                            \
-    }                                                                                                   \
+#define FORMAT(name, ggml_type, block_weights, block_bytes, packed_bytes)                           \
+  static void rt_embed_##name(const uint8_t *packed, int k, int64_t row, float scale, float *out) { \
+    const uint8_t *tile = packed + (size_t)(row / 16) * (rt_act_k(k) / 64) * packed_bytes;          \
+    float w[64];                                                                                    \
+    for (int at = 0; at < k; at += 64, tile += packed_bytes) {                                      \
+      rt_unpack_##name(tile, (int)(row % 16), w);                                                   \
+      for (int i = 0; i < 64 && at + i < k; i++) out[at + i] = w[i] * scale;                        \
+    }                                                                                               \
   }
 #include "defs/formats.def"
 #undef FORMAT

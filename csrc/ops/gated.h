@@ -17,13 +17,13 @@ V_INLINE v16f rt_gelu(v16f x) {
   return v_mul(v_mul(v_set1(0.5f), x), v_add(v_set1(1.0f), v_erf(v_mul(x, v_set1(0.7071067812f)))));
 }
 
-#define RT_GATE(name)                                                                       \
-  static void rt_gate_##name(const float *gate, const float *up, int n, float *out) {       \
-    for (int i = 0; i < n; i += 16) {                                                       \
-      int lanes = n - i < 16 ? n - i : 16;                                                  \
-      v16f g = rt_##name(v_load_n(gate + i, lanes, 0.0f));                                  \
-      v_store_n(out + i, v_mul(g, v_load_n(up + i, lanes, 0.0f)), lanes);                   \
-    }                                                                                       \
+#define RT_GATE(name)                                                                 \
+  static void rt_gate_##name(const float *gate, const float *up, int n, float *out) { \
+    for (int i = 0; i < n; i += 16) {                                                 \
+      int lanes = n - i < 16 ? n - i : 16;                                            \
+      v16f g = rt_##name(v_load_n(gate + i, lanes, 0.0f));                            \
+      v_store_n(out + i, v_mul(g, v_load_n(up + i, lanes, 0.0f)), lanes);             \
+    }                                                                                 \
   }
 RT_GATE(silu)
 RT_GATE(gelu_tanh)

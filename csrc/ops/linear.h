@@ -53,7 +53,7 @@ V_INLINE void rt_prefetch(const uint8_t *p, int bytes) {
 /* One group for m <= V_DOT_TOKENS tokens. y: [m][16], rows ldy apart. */
 #define RT_FLOAT_GROUP(name, tile_bytes)                                                                              \
   V_INLINE void rt_group_##name(const uint8_t *restrict tile, int k, const rt_rows *x, int m, float *y, size_t ldy) { \
-    v16f acc[4][RT_AT_ONCE];                                                                                        \
+    v16f acc[4][RT_AT_ONCE];                                                                                          \
     for (int c = 0; c < 4; c++)                                                                                       \
       for (int t = 0; t < m; t++) acc[c][t] = v_zero();                                                               \
     for (int at = 0; at < k; at += 64, tile += tile_bytes) {                                                          \
@@ -65,7 +65,7 @@ V_INLINE void rt_prefetch(const uint8_t *p, int bytes) {
 
 #define RT_BLOCK_GROUP(name, tile_bytes)                                                                              \
   V_INLINE void rt_group_##name(const uint8_t *restrict tile, int k, const rt_rows *x, int m, float *y, size_t ldy) { \
-    v16f acc[RT_AT_ONCE];                                                                                           \
+    v16f acc[RT_AT_ONCE];                                                                                             \
     for (int t = 0; t < m; t++) acc[t] = v_zero();                                                                    \
     for (int at = 0; at < k; at += 64, tile += tile_bytes) {                                                          \
       rt_sums s;                                                                                                      \
@@ -76,24 +76,24 @@ V_INLINE void rt_prefetch(const uint8_t *p, int bytes) {
   }
 
 /* Groups [first, last) for m tokens, V_DOT_TOKENS at a time and then by ones: a group stays in cache while they read it. */
-#define RT_LINEAR(name, tile_bytes)                                                                                   \
-  V_INLINE void rt_tokens_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y,      \
-                                 size_t ldy) {                                                                        \
-    rt_rows x = rt_rows_of(act, stride, k, m);                                                                        \
-    rt_group_##name(tile, k, &x, m, y, ldy);                                                                          \
-  }                                                                                                                   \
-  static void rt_linear_##name(const uint8_t *packed, int k, int first, int last, const uint8_t *act, size_t stride,  \
-                               int m, float *y, size_t ldy) {                                                         \
-    size_t group_bytes = rt_act_k(k) / 64 * tile_bytes;                                                               \
-    for (int g = first; g < last; g++, y += 16) {                                                                     \
-      const uint8_t *tile = packed + g * group_bytes;                                                                 \
-      int t = rt_wide_##name(tile, k, act, stride, m, y, ldy);                                                        \
-      for (; V_DOT_TOKENS > 1 && m - t >= V_DOT_TOKENS; t += V_DOT_TOKENS)                                            \
-        rt_tokens_##name(tile, k, act + t * stride, stride, V_DOT_TOKENS, y + t * ldy, ldy);                          \
-      for (; V_DOT_TOKENS > 2 && m - t >= 2; t += 2)                                                                  \
-        rt_tokens_##name(tile, k, act + t * stride, stride, 2, y + t * ldy, ldy);                                     \
-      for (; t < m; t++) rt_tokens_##name(tile, k, act + t * stride, stride, 1, y + t * ldy, ldy);                    \
-    }                                                                                                                 \
+#define RT_LINEAR(name, tile_bytes)                                                                                  \
+  V_INLINE void rt_tokens_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y,     \
+                                 size_t ldy) {                                                                       \
+    rt_rows x = rt_rows_of(act, stride, k, m);                                                                       \
+    rt_group_##name(tile, k, &x, m, y, ldy);                                                                         \
+  }                                                                                                                  \
+  static void rt_linear_##name(const uint8_t *packed, int k, int first, int last, const uint8_t *act, size_t stride, \
+                               int m, float *y, size_t ldy) {                                                        \
+    size_t group_bytes = rt_act_k(k) / 64 * tile_bytes;                                                              \
+    for (int g = first; g < last; g++, y += 16) {                                                                    \
+      const uint8_t *tile = packed + g * group_bytes;                                                                \
+      int t = rt_wide_##name(tile, k, act, stride, m, y, ldy);                                                       \
+      for (; V_DOT_TOKENS > 1 && m - t >= V_DOT_TOKENS; t += V_DOT_TOKENS)                                           \
+        rt_tokens_##name(tile, k, act + t * stride, stride, V_DOT_TOKENS, y + t * ldy, ldy);                         \
+      for (; V_DOT_TOKENS > 2 && m - t >= 2; t += 2)                                                                 \
+        rt_tokens_##name(tile, k, act + t * stride, stride, 2, y + t * ldy, ldy);                                    \
+      for (; t < m; t++) rt_tokens_##name(tile, k, act + t * stride, stride, 1, y + t * ldy, ldy);                   \
+    }                                                                                                                \
   }
 
 /* The same for many tokens where unpacking costs much: each tile is widened once for up to RT_WIDE_MOST tokens. Returns how
@@ -132,10 +132,10 @@ enum { RT_WIDE_LEAST = 12, RT_WIDE_MOST = 64 };
 #else
 #define RT_WIDE(name, tile_bytes) RT_NO_WIDE(name)
 #endif
-#define RT_NO_WIDE(name)                                                                                                 \
+#define RT_NO_WIDE(name)                                                                                                    \
   V_INLINE int rt_wide_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y, size_t ldy) { \
-    (void)tile, (void)k, (void)act, (void)stride, (void)m, (void)y, (void)ldy;                                           \
-    return 0;                                                                                                            \
+    (void)tile, (void)k, (void)act, (void)stride, (void)m, (void)y, (void)ldy;                                              \
+    return 0;                                                                                                               \
   }
 
 /* Which of the two forms a format has follows from its block in defs/formats.def: 1 weight or 32. */

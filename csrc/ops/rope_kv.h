@@ -34,23 +34,23 @@ V_INLINE void rt_page_store_F16(uint8_t *p, v16f x) { /* clamped to the finite r
 V_INLINE void rt_page_store_BF16(uint8_t *p, v16f x) { v_store_bf16((uint16_t *)p, x); }
 
 /* x: [head_dim] -> lane `slot` of page [head_dim][16], or row `slot` of page [16][head_dim] */
-#define RT_PAGE_STORE(name, bytes)                                                               \
-  static void rt_store_k_##name(const float *x, int head_dim, int slot, uint8_t *page) {         \
-    uint8_t wide[16 * bytes];                                                                    \
-    for (int i = 0; i < head_dim; i += 16) {                                                     \
-      int lanes = head_dim - i < 16 ? head_dim - i : 16;                                         \
-      rt_page_store_##name(wide, v_load_n(x + i, lanes, 0.0f));                                  \
-      for (int l = 0; l < lanes; l++)                                                            \
-        memcpy(page + ((size_t)(i + l) * 16 + (size_t)slot) * bytes, wide + l * bytes, bytes);   \
-    }                                                                                            \
-  }                                                                                              \
-  static void rt_store_v_##name(const float *x, int head_dim, int slot, uint8_t *page) {         \
-    uint8_t wide[16 * bytes], *row = page + (size_t)slot * (size_t)head_dim * bytes;             \
-    for (int i = 0; i < head_dim; i += 16) {                                                     \
-      int lanes = head_dim - i < 16 ? head_dim - i : 16;                                         \
-      rt_page_store_##name(wide, v_load_n(x + i, lanes, 0.0f));                                  \
-      memcpy(row + i * bytes, wide, (size_t)lanes * bytes);                                      \
-    }                                                                                            \
+#define RT_PAGE_STORE(name, bytes)                                                             \
+  static void rt_store_k_##name(const float *x, int head_dim, int slot, uint8_t *page) {       \
+    uint8_t wide[16 * bytes];                                                                  \
+    for (int i = 0; i < head_dim; i += 16) {                                                   \
+      int lanes = head_dim - i < 16 ? head_dim - i : 16;                                       \
+      rt_page_store_##name(wide, v_load_n(x + i, lanes, 0.0f));                                \
+      for (int l = 0; l < lanes; l++)                                                          \
+        memcpy(page + ((size_t)(i + l) * 16 + (size_t)slot) * bytes, wide + l * bytes, bytes); \
+    }                                                                                          \
+  }                                                                                            \
+  static void rt_store_v_##name(const float *x, int head_dim, int slot, uint8_t *page) {       \
+    uint8_t wide[16 * bytes], *row = page + (size_t)slot * (size_t)head_dim * bytes;           \
+    for (int i = 0; i < head_dim; i += 16) {                                                   \
+      int lanes = head_dim - i < 16 ? head_dim - i : 16;                                       \
+      rt_page_store_##name(wide, v_load_n(x + i, lanes, 0.0f));                                \
+      memcpy(row + i * bytes, wide, (size_t)lanes * bytes);                                    \
+    }                                                                                          \
   }
 RT_PAGE_STORE(F32, 4)
 RT_PAGE_STORE(F16, 2)
