@@ -252,8 +252,8 @@ def test_exp_and_tanh_are_close_over_all_floats() -> None:
     x = x.astype(np.float32)
     got = np.array([SCALAR.exp_sum(x[i:i + 1], 0.0) for i in range(len(x))])
     with np.errstate(under="ignore"):
-        assert ulps(got, np.exp(x.astype(float))).max() <= 1.0
-    assert ulps(SCALAR.scale_cap(x, 1.0, 1.0), np.tanh(x.astype(float))).max() <= 2.0
+        assert ulps(got, np.exp(x.astype(float))).max() <= 1.1
+    assert ulps(SCALAR.scale_cap(x, 1.0, 1.0), np.tanh(x.astype(float))).max() <= 1.4
 
 
 def test_exp_and_tanh_at_the_ends() -> None:
@@ -425,8 +425,8 @@ def test_argmax_and_exp_sum(kernels: Kernels, seed: int, kind: str, n: int) -> N
     if finite:
         assert at == x.argmax() and largest == x.max()
         want = np.exp(x.astype(float) - float(largest)).sum()
-        # An argument is rounded once, at most U * 104 where it matters; e^x is within 1 ulp; a lane adds 256 values.
-        assert abs(SCALAR.exp_sum(x, largest) - want) <= (104 + 2 + 256 + 5) * U * want
+        # An argument is rounded once, at most U * 104 where it matters; e^x is within 1.1 ulp; a lane adds 256 values.
+        assert abs(SCALAR.exp_sum(x, largest) - want) <= (104 + 3 + 256 + 5) * U * want
 
 
 def test_the_first_of_equals_is_the_largest(kernels: Kernels) -> None:
