@@ -22,6 +22,7 @@ from pyruntime.weights import load_weights
 from pyruntime.weights.gguf import GGUFModel
 
 DATA = Path(__file__).parent / "data"
+pytestmark = pytest.mark.timeout(1800)  # about two minutes on two quiet cores
 WINDOW, WINDOWS, CHUNK = 1024, 4, 128
 PROMPTS = json.loads((DATA / "continuations.json").read_text())
 
