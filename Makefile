@@ -10,7 +10,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 SOURCES := pyproject.toml setup.py $(shell find csrc pyruntime -type f \
 	\( -name '*.[ch]' -o -name '*.inc' -o -name '*.def' -o -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' \))
 
-.PHONY: help demo test build wheel lint protos bench clean
+.PHONY: help demo test build wheel lint protos bench asan clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make lint     ruff and mypy"
 	@echo "make protos   generate pyruntime/server/pb anew from protos/"
 	@echo "make bench    decode and prefill speed of SmolLM2 beside this machine's limits"
+	@echo "make asan     the tests of the C core under the address and undefined-behaviour sanitizers"
 	@echo "make clean    remove everything built, .venv included"
 
 $(VENV)/.made:
@@ -50,10 +51,11 @@ $(VENV)/.tests: pyproject.toml | $(VENV)/.installed
 	@$(PIP) install -q "$$(ls dist/pyruntime_llm-*.whl)[test]"
 	@touch $@
 
-# One header-only package lets the tests run instruction sets that this processor lacks. Not required: they skip without it.
+# SIMDe's headers let the tests run the kernels of instruction sets this processor lacks. Not required: those tests skip, saying so.
 $(VENV)/.simde: | $(VENV)/.made
-	@test -e /usr/include/simde/x86/avx512.h || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
-	  && apt-get install -y -qq libsimde-dev >/dev/null 2>&1; } || echo "no libsimde-dev here: its tests will skip"
+	@test -e /usr/include/simde || { test "$$(id -u)" = 0 && command -v apt-get && \
+	  { apt-get install -qqy libsimde-dev || { apt-get update -qq && apt-get install -qqy libsimde-dev; }; }; } \
+	  >/dev/null 2>&1 </dev/null || echo "no libsimde-dev here: the tests over it will skip"
 	@touch $@
 
 build: $(VENV)/.installed
@@ -65,11 +67,12 @@ demo: $(VENV)/.installed
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed $(VENV)/.tests $(VENV)/.simde
+	@$(BIN)/pyruntime pull smollm2:135m
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.tests
 	$(BIN)/ruff check .
-	$(BIN)/mypy pyruntime
+	$(BIN)/mypy -p pyruntime
 
 protos: $(VENV)/.tests
 	$(BIN)/python protos/generate.py
@@ -77,6 +80,16 @@ protos: $(VENV)/.tests
 bench: $(VENV)/.installed
 	@$(BIN)/pyruntime pull smollm2:135m
 	@$(BIN)/pyruntime bench smollm2:135m
+
+# A copy of the tree, built with the sanitizers, under the same tests. PyTorch is not instrumented, so these leave it out.
+SANE ?= tests/test_gguf.py tests/test_hostile_files.py tests/test_pack.py tests/test_tokenizer.py tests/test_kernels.py tests/test_exec.py
+asan: $(VENV)/.tests
+	@mkdir -p build/asan && cp -r csrc pyruntime tests setup.py pyproject.toml README.md LICENSE build/asan
+	@rm -f build/asan/pyruntime/_core/*.so && $(PIP) install -q setuptools cython numpy
+	cd build/asan && RT_SANITIZE=address,undefined ../../$(BIN)/python setup.py -q build_ext --inplace
+	cd build/asan && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+	  ../../$(BIN)/python -m pytest -p no:cacheprovider $(SANE) $(ARGS)
 
 clean:
 	rm -rf build dist $(VENV) $(VENV)-* *.egg-info pyruntime/_core/*.so pyruntime/_core/*.c

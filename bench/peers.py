@@ -183,15 +183,16 @@ def main() -> None:
         prompts = [args.prompt / r[0] for r in c.runs[prefill][1:]]
         result[c.name] = {"decode": statistics.median(speeds), "decode_all": speeds,
                           "prefill": statistics.median(prompts), "prefill_all": prompts}
-    best = max((result[n]["decode"] for n in result if n.startswith("llama")))
-    best_prefill = max((result[n]["prefill"] for n in result if n.startswith("llama")))
+    best = max(result[n]["decode"] for n in result if n.startswith("llama"))
+    best_prefill = max(result[n]["prefill"] for n in result if n.startswith("llama"))
     if args.json:
         print(json.dumps({"file": Path(args.model).name, "threads": args.threads, "rounds": args.rounds, **result}))
         return None
     limit = result["limit"]["read_gb_per_s"]
     print(f"{Path(args.model).name}, {args.threads} threads, medians of {args.rounds} interleaved rounds; "
           f"reading memory meanwhile: {limit:.1f} GB/s\n")
-    print("| | decode tok/s (min-max) | against llama.cpp's better | prompt tok/s | against llama.cpp's better |\n|---|---|---|---|---|")
+    print("| | decode tok/s (min-max) | against llama.cpp's better | prompt tok/s | against llama.cpp's better |\n"
+          "|---|---|---|---|---|")
     for name, r in result.items():
         if "decode" in r:
             low, high = min(r["decode_all"]), max(r["decode_all"])
