@@ -18,7 +18,7 @@ from .engine.engine import Engine
 from .errors import FieldInvalid, ModelInvalid
 from .models import family
 from .plan import PAGE_TOKENS, Plan
-from .store import resolve
+from .store import recommended, resolve
 from .tokenizer import Tokenizer
 from .types import SamplingParams
 from .weights import Weights, load_weights
@@ -179,7 +179,7 @@ def _plan_memory(plan: Plan, weights: Weights, context: int, kv_tokens: int | No
 
 
 def _defaults(metadata: Metadata, file: Path) -> dict[str, float]:
-    """The model's own sampling parameters: from the file's metadata, else a generation_config.json beside it."""
+    """The model's own sampling parameters: the file's metadata, else a generation_config.json beside it, else the catalogue's."""
     found = {ours: metadata.values[key] for key, ours in _FILE_DEFAULTS.items() if key in metadata.values}
     beside, source = file.parent / "generation_config.json", str(file)
     if not found and beside.is_file():
@@ -194,6 +194,7 @@ def _defaults(metadata: Metadata, file: Path) -> dict[str, float]:
         found = {name: config[name] for name in names if config.get(name) is not None}
         if config.get("do_sample") is False:
             found["temperature"] = 0.0
+    found = found or recommended(file)
     try:
         checked = SamplingParams(**found)  # type: ignore[arg-type]
     except FieldInvalid as error:

