@@ -128,3 +128,10 @@ def test_a_second_build_does_nothing():
         pytest.skip("sources changed since make built them")
     said = run("make", "-n", "build", cwd=ROOT, env={k: v for k, v in ENV.items() if not k.startswith(("MAKE", "MFLAGS"))})
     assert "pip wheel" not in said and "pip install" not in said
+
+
+def test_what_ci_runs_is_whole():
+    """Its syntax, and that it stops at the first thing that fails."""
+    script = ROOT / ".ci/run"
+    run("bash", "-n", script)
+    assert os.access(script, os.X_OK) and "set -euo pipefail" in script.read_text() and "\nmake test" in script.read_text()
