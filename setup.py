@@ -14,7 +14,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 SANITIZE = os.environ.get("RT_SANITIZE", "")
-FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-fopenmp"]
+FLAGS = ["-std=gnu11", "-O1" if SANITIZE else "-O3", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-fopenmp"]
 LINK = ["-fopenmp"]
 if SANITIZE:
     FLAGS += [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer"]
