@@ -69,11 +69,13 @@ def sampling(given: dict[str, Any], **more: Any) -> SamplingParams:
 
 
 def open_llm(model: str, given: dict[str, Any], **more: Any) -> LLM:
-    """An LLM from MODEL_OPTIONS; takes them out of `given`. Loading shows a bar on a terminal."""
+    """An LLM from MODEL_OPTIONS, for one request at a time unless told; takes them out of `given`.
+
+    Loading shows a bar on a terminal."""
     from ..llm import LLM
 
     chosen = pick(given, ("threads", "isa", "low_memory", "context", "backend"))
-    return LLM(model, **chosen, **more)
+    return LLM(model, **{"max_running": 1, **chosen, **more})
 
 
 def text_argument(text: str | None, what: str) -> str:

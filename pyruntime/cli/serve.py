@@ -20,7 +20,7 @@ from .common import MODEL_OPTIONS, as_json, open_llm, options
 @click.option("--tls-cert", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Certificate chain, PEM.")
 @click.option("--tls-key", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its private key, PEM.")
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without key or TLS.")
-@click.option("--max-running", type=click.IntRange(1, 1024), help="Requests computed at once [default: 8].")
+@click.option("--max-running", type=click.IntRange(1, 1024), default=8, show_default=True, help="Requests computed at once.")
 @click.option("--max-waiting", type=click.IntRange(0, 1 << 20), default=1024, show_default=True, help="Requests in line.")
 @click.option("--kv-tokens", type=click.IntRange(1), help="Tokens the cache holds for all requests.")
 @click.option("--drain-timeout", type=click.FloatRange(0), default=30.0, show_default=True,
