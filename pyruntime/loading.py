@@ -180,7 +180,7 @@ def _plan_memory(plan: Plan, weights: Weights, context: int, kv_tokens: int | No
 
 def _defaults(metadata: Metadata, file: Path) -> dict[str, float]:
     """The model's own sampling parameters: the file's metadata, else a generation_config.json beside it, else the catalogue's."""
-    found = {ours: metadata.values[key] for key, ours in _FILE_DEFAULTS.items() if key in metadata.values}
+    found: dict[str, Any] = {ours: metadata.values[key] for key, ours in _FILE_DEFAULTS.items() if key in metadata.values}
     beside, source = file.parent / "generation_config.json", str(file)
     if not found and beside.is_file():
         source = str(beside)

@@ -51,7 +51,7 @@ def test_help_teaches_with_an_example(cli, name):
 def test_the_list_of_commands(cli):
     code, out, _ = cli("--help")
     assert code == 0 and all(f"\n  {name} " in out for name in COMMANDS) and "..." not in out.split("Commands:")[1]
-    assert cli("--version")[1] == "pyruntime 0.1.0\n"
+    assert cli("--version")[1] == "pyruntime 0.1.0\n" and cli() == (0, out, "")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["bench", "--help"], ["ls"], ["--version"]])

@@ -24,29 +24,31 @@ class Commands(click.Group):
         return importlib.import_module(f".{name}", __name__).command if name in COMMANDS else None
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(VERSION, prog_name="pyruntime", message="%(prog)s %(version)s", help="Print the version.")
-def group() -> None:
-    """Quantized language models on this computer's CPU.
+HELP = """\
+Quantized language models on this computer's CPU.
 
-    \b
-    A first answer:
-      pyruntime pull smollm2:135m
-      pyruntime run smollm2:135m --chat "What is a page table?"
-    A service:
-      pyruntime serve smollm2:135m --grpc 127.0.0.1:50051
+\b
+A first answer:
+  pyruntime pull smollm2:135m
+  pyruntime run smollm2:135m --chat "What is a page table?"
+A service:
+  pyruntime serve smollm2:135m --grpc 127.0.0.1:50051
 
-    MODEL is a name that `pyruntime ls` shows or the path of a GGUF file. Every command that prints facts takes --json.
+MODEL is a name that `pyruntime ls` shows or the path of a GGUF file. Every command that prints facts takes --json.
 
-    Environment: PYRUNTIME_HOME (the cache folder), PYRUNTIME_THREADS, PYRUNTIME_ISA, PYRUNTIME_POOL (own or openmp),
-    PYRUNTIME_DEBUG=1 (tracebacks).
-    """
+Environment: PYRUNTIME_HOME (the cache folder), PYRUNTIME_THREADS, PYRUNTIME_ISA, PYRUNTIME_POOL (own or openmp),
+PYRUNTIME_DEBUG=1 (tracebacks).
+"""
+
+group = click.version_option(VERSION, prog_name="pyruntime", message="%(prog)s %(version)s", help="Print the version.")(
+    Commands("pyruntime", help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code. An error is one line on stderr: 2 is the user's to mend, 1 is ours."""
     try:
-        result = group.main(args=arguments, prog_name="pyruntime", standalone_mode=False)
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        result = group.main(args=given or ["--help"], prog_name="pyruntime", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except (BrokenPipeError, SystemExit):  # the reader of our output has left (click turns that into an exit): no error
