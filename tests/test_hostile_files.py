@@ -281,22 +281,9 @@ def test_cut_at_every_byte(scratch: Any) -> None:
             read_everything(path)
 
 
-def real_model() -> Path | None:
-    """The file named by PYRUNTIME_TEST_MODEL, or what `pull` has fetched."""
-    named = os.environ.get("PYRUNTIME_TEST_MODEL")
-    home = Path(os.environ.get("PYRUNTIME_HOME") or Path.home() / ".cache" / "pyruntime")
-    found = [Path(named)] if named else sorted(home.rglob("SmolLM2-135M-Instruct.Q4_1.gguf"))
-    return found[0] if found else None
-
-
-@pytest.mark.skipif(
-    real_model() is None, reason="no model: PYRUNTIME_TEST_MODEL, or pyruntime pull smollm2:135m"
-)
-def test_the_real_model_cut_at_100_points(tmp_path: Path) -> None:
-    original = real_model()
-    assert original is not None
+def test_the_real_model_cut_at_100_points(smollm: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.gguf"
-    shutil.copyfile(original, path)
+    shutil.copyfile(smollm, path)
     with GGUFFile(path) as file:
         end = max(t.offset + t.nbytes for t in file.tensors.values())
         data = min(t.offset for t in file.tensors.values())
