@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ..plan import Plan
 
 DEPTH = 16            # tokens before those that are timed
-PIECE = 1 << 20       # bytes one thread reads at a time
+PIECE = 1 << 18       # bytes; threads share the weights in such pieces
+READ = 2 << 30        # bytes read for one figure, without coming back to Python in between
 MOMENT = 0.05         # seconds a limit is measured for in each round
 CACHED = 96 << 10     # bytes of weights that stay in the caches nearest the core
 TOKENS = 32           # activations beside them
@@ -162,14 +163,9 @@ class Limits:
         bounds = [len(self.pieces) * i // self.threads for i in range(self.threads + 1)]
         shares = [self.pieces[a:b] for a, b in zip(bounds, bounds[1:])]  # noqa: B905  one shorter by design
 
-        def share(pieces: list[Any]) -> None:
-            for piece in pieces:
-                _limits.read(piece)
-
-        began, passes = time.perf_counter(), 0
-        while passes < 2 or time.perf_counter() - began < MOMENT:
-            list(self.pool.map(share, shares))
-            passes += 1
+        passes = max(1, READ // total)
+        began = time.perf_counter()
+        list(self.pool.map(_limits.read_all, shares, [passes] * self.threads))
         return total * passes / (time.perf_counter() - began)
 
     def multiply_rate(self, kind: tuple[int, int]) -> float:

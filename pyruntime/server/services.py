@@ -8,6 +8,7 @@ import asyncio
 import functools
 import logging
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +84,7 @@ def shows_text(output: generation_pb2.OutputOptions) -> bool:
     return output.text or not output.HasField("text")
 
 
-class _Generating:
+class _Generating(ABC):
     """What GenerationService and ChatService share: submit, collect, stream. They differ in prompt and messages."""
 
     response: type[Message]
@@ -92,21 +93,21 @@ class _Generating:
     def __init__(self, models: Models, calls: Calls) -> None:
         self.models, self.calls = models, calls
 
+    @abstractmethod
     def prompt(self, request, served: Served) -> list[int]:
         """The request's prompt as token ids; runs in a thread."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prompt_field(self, request) -> str:
         """The field an error about the prompt is about."""
-        raise NotImplementedError
 
+    @abstractmethod
     def candidate(self, job: Job, index: int, completion: Completion) -> Message:
         """One finished answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def delta(self, job: Job, piece: Piece) -> Message:
         """One message's worth of an answer."""
-        raise NotImplementedError
 
     async def collect(self, request) -> Message:
         """Run the request and answer when all its candidates are done."""
