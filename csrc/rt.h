@@ -76,6 +76,9 @@ rt_code rt_engine_run(rt_engine *e, const rt_batch *batch, int32_t first, int32_
 float *rt_engine_slot(rt_engine *e, int32_t slot);                /* [max_tokens or max_rows][width] */
 const rt_sampled *rt_engine_sampled(rt_engine *e);                /* [max_rows] */
 uint8_t *rt_engine_page(rt_engine *e, int32_t group, int32_t page, size_t *bytes); /* one page's K and V of all layers */
+/* The op clock: off until asked for, and then two readings of the clock an op. Switching it on sets every sum to 0. */
+void rt_engine_clock(rt_engine *e, int32_t on);
+const int64_t *rt_engine_times(rt_engine *e); /* [n_ops + 1] nanoseconds each op took, summed over runs; last: checking batches */
 rt_code rt_engine_copy_page(rt_engine *e, int32_t group, int32_t from, int32_t to, rt_status *st);
 rt_code rt_history_reset(rt_engine *e, int32_t history, rt_status *st);
 rt_code rt_history_extend(rt_engine *e, int32_t history, const int32_t *tokens, int32_t n, int32_t generated, rt_status *st);

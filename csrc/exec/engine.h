@@ -83,6 +83,11 @@ typedef struct rt_step { /* one batch, checked */
   int32_t **tails;               /* [n_groups] -> [max_seqs][16] positions of a last, partly filled page */
 } rt_step;
 
+typedef struct rt_clock { /* time goes to `op` since `since`; op n_ops is what stands before the first */
+  int32_t on, op;
+  int64_t since, *ns; /* ns [n_ops + 1] */
+} rt_clock;
+
 struct rt_engine {
   rt_limits limits;
   const struct rt_kernels *k;
@@ -101,6 +106,7 @@ struct rt_engine {
   uint32_t checks;       /* number of this batch check */
   rt_partials partials;  /* of RT_SPLIT_UNITS queries */
   rt_step step;
+  rt_clock clock;
   uint64_t run;          /* number of this rt_engine_run */
   int32_t splits;        /* of one query that partials have room for */
   /* The largest an op needs. */

@@ -433,9 +433,11 @@ static bool make_lists(rt_engine *e, const rt_plan *p) {
   e->ropes = calloc((size_t)e->n_ropes + 1, sizeof *e->ropes);
   e->scratch = calloc((size_t)e->limits.threads, sizeof *e->scratch);
   e->histories = calloc((size_t)e->limits.histories + 1, sizeof *e->histories);
+  e->clock.ns = calloc((size_t)e->n_ops + 1, sizeof *e->clock.ns);
   e->step.blocks = calloc((size_t)e->n_groups + 1, sizeof *e->step.blocks);
   e->step.tails = calloc((size_t)e->n_groups + 1, sizeof *e->step.tails);
-  return e->ops && e->slots && e->weights && e->groups && e->ropes && e->scratch && e->histories && e->step.blocks && e->step.tails;
+  return e->ops && e->slots && e->weights && e->groups && e->ropes && e->scratch && e->histories && e->clock.ns && e->step.blocks &&
+         e->step.tails;
 }
 
 static rt_code bind(rt_engine *e, const rt_plan *plan, rt_status *st) {
@@ -473,7 +475,8 @@ void rt_engine_free(rt_engine *e) {
   for (int32_t i = 0; e->groups && i < e->n_groups; i++) rt_region_free(&e->groups[i].memory);
   rt_room_free(e);
   for (int32_t i = 0; e->histories && i < e->limits.histories; i++) rt_history_free(&e->histories[i]);
-  void *lists[] = {e->ops, e->slots, e->weights, e->groups, e->ropes, e->scratch, e->histories, e->step.blocks, e->step.tails};
+  void *lists[] = {e->ops, e->slots, e->weights, e->groups, e->ropes, e->scratch, e->histories, e->clock.ns, e->step.blocks,
+                   e->step.tails};
   for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) free(lists[i]);
   rt_region_free(&e->memory);
   free(e);
@@ -490,6 +493,13 @@ uint8_t *rt_engine_page(rt_engine *e, int32_t group, int32_t page, size_t *bytes
   *bytes = e->groups[group].page_bytes;
   return e->groups[group].memory.base + (size_t)page * e->groups[group].page_bytes;
 }
+
+void rt_engine_clock(rt_engine *e, int32_t on) {
+  e->clock.on = on;
+  if (on) memset(e->clock.ns, 0, ((size_t)e->n_ops + 1) * sizeof *e->clock.ns);
+}
+
+const int64_t *rt_engine_times(rt_engine *e) { return e->clock.ns; }
 
 rt_code rt_engine_copy_page(rt_engine *e, int32_t group, int32_t from, int32_t to, rt_status *st) {
   if (!range(st, "group", group, 0, e->n_groups - 1) || !range(st, "source page", from, 0, e->groups[group].pages - 1) ||

@@ -15,6 +15,7 @@
 #include <math.h>
 #include <stdbool.h>
 #include <string.h>
+#include <time.h>
 
 enum { PHASES = 2 };
 enum { CLAIM_BYTES = 96 << 10 }; /* a claim's weights at one token; more tokens, fewer weights */
@@ -305,6 +306,22 @@ static void run_units(void *self, int32_t phase, int32_t first, int32_t last, in
   }
 }
 
+/* With the clock on, the time from one opening of a phase to the next belongs to the first one's op: everything of a phase is
+ * done when the next opens, so the ops' times add up to the step's. */
+static void turn_to(rt_clock *c, int32_t op) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  int64_t now = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+  if (c->op >= 0) c->ns[c->op] += now - c->since;
+  c->op = op, c->since = now;
+}
+
+static rt_phase open_timed(void *self, int32_t phase) {
+  rt_engine *e = self;
+  turn_to(&e->clock, e->step.first + phase / PHASES);
+  return open_phase(self, phase);
+}
+
 #ifdef RT_DEBUG
 static void poison(rt_engine *e) {
   for (int32_t i = 0; i < e->n_slots; i++) {
@@ -316,11 +333,15 @@ static void poison(rt_engine *e) {
 
 rt_code rt_engine_run(rt_engine *e, const rt_batch *batch, int32_t first, int32_t last, rt_status *st) {
   st->code = RT_OK;
+  e->clock.op = -1;
+  if (e->clock.on) turn_to(&e->clock, e->n_ops);
   if (rt_step_begin(e, batch, first, last, st) != RT_OK) return st->code;
 #ifdef RT_DEBUG
   if (first == 0) poison(e);
 #endif
   e->run++;
-  rt_work work = {.self = e, .phases = (last - first) * PHASES, .open = open_phase, .units = run_units};
-  return rt_pool_run(e->pool, &work, st);
+  rt_work work = {.self = e, .phases = (last - first) * PHASES, .open = e->clock.on ? open_timed : open_phase, .units = run_units};
+  rt_pool_run(e->pool, &work, st);
+  if (e->clock.on) turn_to(&e->clock, -1);
+  return st->code;
 }

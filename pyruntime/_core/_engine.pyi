@@ -37,6 +37,12 @@ class Engine:
     def page(self, group: int, page: int) -> NDArray[np.uint8]:
         """One page's bytes, [layer][kv_head][K [head_dim][16] | V [16][head_dim]], a view."""
 
+    def clock(self, on: bool) -> None:
+        """Measure ops from here on, or stop; switching on sets every sum to 0."""
+
+    def times(self) -> NDArray[np.int64]:
+        """[ops + 1] nanoseconds each op took, summed over runs; the last: checking batches. A view."""
+
     def copy_page(self, group: int, source: int, target: int) -> None: ...
     def history_reset(self, history: int) -> None: ...
     def history_extend(self, history: int, tokens: NDArray[np.int32], generated: bool) -> None: ...

@@ -7,7 +7,7 @@ from ..types import SAMPLED, SAMPLING
 
 cimport cython
 cimport numpy as cnp
-from libc.stdint cimport INT32_MAX, int32_t, uint8_t, uint32_t
+from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from .rt cimport *
@@ -123,7 +123,7 @@ cdef class Engine:
     cdef _Handle handle
     cdef tuple weights
     cdef _Table tables, widths
-    cdef int32_t n_groups, vocab, width
+    cdef int32_t n_ops, n_groups, vocab, width
     cdef bint busy
     cdef rt_limits limits
     cdef object slot_widths
@@ -158,7 +158,7 @@ cdef class Engine:
         del held
         self.handle = _Handle.__new__(_Handle)
         self.handle.engine = engine
-        self.n_groups, self.vocab, self.width = plan.n_groups, vocab, width
+        self.n_ops, self.n_groups, self.vocab, self.width = plan.n_ops, plan.n_groups, vocab, width
         self.tables, self.widths = _Table(plan.n_groups, sizeof(void *)), _Table(plan.n_groups, sizeof(int32_t))
         self.slot_widths = [(slots[i, 0], slots[i, 1]) for i in range(slots.shape[0])]
 
@@ -257,6 +257,13 @@ cdef class Engine:
         if at == NULL:
             raise FieldInvalid(f"page {page} of group {group} does not exist")
         return view_of(handle, at, size)
+
+    def clock(self, bint on):
+        rt_engine_clock(self.opened().engine, on)
+
+    def times(self):
+        cdef _Handle handle = self.opened()
+        return view_of(handle, rt_engine_times(handle.engine), (self.n_ops + 1) * sizeof(int64_t)).view(np.int64)
 
     def copy_page(self, int32_t group, int32_t source, int32_t target):
         cdef rt_status st

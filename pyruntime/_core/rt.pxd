@@ -1,5 +1,5 @@
 # csrc/rt.h, csrc/base/cpu.h, csrc/exec/ops.h
-from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
 from .status cimport rt_code, rt_status
 
@@ -77,6 +77,8 @@ cdef extern from "rt.h" nogil:
     float *rt_engine_slot(rt_engine *e, int32_t slot)
     const rt_sampled *rt_engine_sampled(rt_engine *e)
     uint8_t *rt_engine_page(rt_engine *e, int32_t group, int32_t page, size_t *bytes)
+    void rt_engine_clock(rt_engine *e, int32_t on)
+    const int64_t *rt_engine_times(rt_engine *e)
     rt_code rt_engine_copy_page(rt_engine *e, int32_t group, int32_t source, int32_t target, rt_status *st)
     rt_code rt_history_reset(rt_engine *e, int32_t history, rt_status *st)
     rt_code rt_history_extend(rt_engine *e, int32_t history, const int32_t *tokens, int32_t n, int32_t generated, rt_status *st)

@@ -75,6 +75,14 @@ class NativeBackend:
         """One page's bytes, [layer][kv_head][K [head_dim][PAGE_TOKENS] | V [PAGE_TOKENS][head_dim]]; a view."""
         return self._open().page(group, page)
 
+    def clock(self, on: bool) -> None:
+        """Measure ops from here on, or stop. Switching on sets every sum to 0; off costs nothing."""
+        self._open().clock(on)
+
+    def times(self) -> np.ndarray:
+        """i64 [ops + 1]: nanoseconds of each op, summed over the runs since the clock was switched on; last: checking batches."""
+        return self._open().times().copy()
+
     def copy_page(self, group: int, source: int, target: int) -> None:
         """Copy one page (copy-on-write)."""
         self._open().copy_page(group, source, target)
