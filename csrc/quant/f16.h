@@ -8,7 +8,7 @@ static inline void rt_decode_F16(const uint8_t *restrict block, float *restrict 
 }
 
 static inline void rt_pack_F16(const uint8_t *restrict blocks, size_t stride, int rows, int k, uint8_t *restrict tile) {
-  rt_pack_elements(blocks, stride, rows, k, 2, tile);
+  rt_pack_f16s(blocks, stride, rows, k, tile);
 }
 
 static inline void rt_unpack_F16(const uint8_t *restrict tile, int row, float *restrict out /* [64] */) {

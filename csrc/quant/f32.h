@@ -6,7 +6,7 @@
 static inline void rt_decode_F32(const uint8_t *restrict block, float *restrict out /* [1] */) { memcpy(out, block, 4); }
 
 static inline void rt_pack_F32(const uint8_t *restrict blocks, size_t stride, int rows, int k, uint8_t *restrict tile) {
-  rt_pack_elements(blocks, stride, rows, k, 4, tile);
+  rt_pack_f32s(blocks, stride, rows, k, tile);
 }
 
 static inline void rt_unpack_F32(const uint8_t *restrict tile, int row, float *restrict out /* [64] */) {

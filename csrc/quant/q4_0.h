@@ -16,14 +16,14 @@ static inline void rt_decode_Q4_0(const uint8_t *restrict block, float *restrict
 }
 
 static inline void rt_pack_Q4_0(const uint8_t *restrict blocks, size_t stride, int rows, int k, uint8_t *restrict tile) {
-  static const uint8_t none[18];
-  memset(tile, 0, 576);
+  size_t second = k > 32 ? 18 : 0;
+  if (rows < RT_TILE_ROWS || !second) memset(tile, 0, 64);
   for (int r = 0; r < rows; r++) {
-    const uint8_t *first = blocks + r * stride, *second = k > 32 ? first + 18 : none;
+    const uint8_t *first = blocks + r * stride;
     memcpy(tile + r * 2, first, 2);
-    memcpy(tile + 32 + r * 2, second, 2);
-    rt_pack_nibbles(first + 2, second + 2, tile + 64 + r * 4);
+    if (second) memcpy(tile + 32 + r * 2, first + second, 2);
   }
+  rt_pack_nibbles(blocks + 2, stride, rows, second, tile + 64);
 }
 
 static inline void rt_unpack_Q4_0(const uint8_t *restrict tile, int row, float *restrict out /* [64] */) {

@@ -15,16 +15,15 @@ static inline void rt_decode_Q4_1(const uint8_t *restrict block, float *restrict
 }
 
 static inline void rt_pack_Q4_1(const uint8_t *restrict blocks, size_t stride, int rows, int k, uint8_t *restrict tile) {
-  static const uint8_t none[20];
-  memset(tile, 0, 640);
+  size_t second = k > 32 ? 20 : 0;
+  if (rows < RT_TILE_ROWS || !second) memset(tile, 0, 128);
   for (int r = 0; r < rows; r++) {
-    const uint8_t *first = blocks + r * stride, *second = k > 32 ? first + 20 : none;
+    const uint8_t *first = blocks + r * stride;
     memcpy(tile + r * 2, first, 2);
-    memcpy(tile + 32 + r * 2, second, 2);
     memcpy(tile + 64 + r * 2, first + 2, 2);
-    memcpy(tile + 96 + r * 2, second + 2, 2);
-    rt_pack_nibbles(first + 4, second + 4, tile + 128 + r * 4);
+    if (second) memcpy(tile + 32 + r * 2, first + second, 2), memcpy(tile + 96 + r * 2, first + second + 2, 2);
   }
+  rt_pack_nibbles(blocks + 4, stride, rows, second, tile + 128);
 }
 
 static inline void rt_unpack_Q4_1(const uint8_t *restrict tile, int row, float *restrict out /* [64] */) {

@@ -13,17 +13,12 @@ static inline void rt_decode_Q8_0(const uint8_t *restrict block, float *restrict
 }
 
 static inline void rt_pack_Q8_0(const uint8_t *restrict blocks, size_t stride, int rows, int k, uint8_t *restrict tile) {
-  memset(tile, 0, 64);
-  memset(tile + 64, 0x80, 1024);
-  for (int r = 0; r < rows; r++)
-    for (int h = 0; 32 * h < k; h++) {
-      const uint8_t *block = blocks + r * stride + h * 34;
-      memcpy(tile + h * 32 + r * 2, block, 2);
-      for (int j = 0; j < 8; j++) {
-        uint32_t four = rt_load_u32(block + 2 + 4 * j) ^ 0x80808080;
-        memcpy(tile + 64 + h * 512 + j * RT_STEP_BYTES + r * 4, &four, 4);
-      }
-    }
+  if (rows < RT_TILE_ROWS || k < RT_TILE_K) memset(tile, 0, 64), memset(tile + 64, 0x80, 1024);
+  for (int h = 0; 32 * h < k; h++) {
+    const uint8_t *block = blocks + h * 34;
+    for (int r = 0; r < rows; r++) memcpy(tile + h * 32 + r * 2, block + r * stride, 2);
+    rt_pack_words(block + 2, stride, rows, 8, 0x80808080, tile + 64 + h * 512);
+  }
 }
 
 static inline void rt_unpack_Q8_0(const uint8_t *restrict tile, int row, float *restrict out /* [64] */) {

@@ -36,23 +36,98 @@ static inline uint32_t rt_load_u32(const uint8_t *p) {
 
 static inline float rt_load_f16(const uint8_t *p) { return rt_f16_to_f32(rt_load_u16(p)); }
 
-/* tile[k][16 row] of elements of `bytes` (2 or 4): how F32, F16 and BF16 stand. */
-static inline void rt_pack_elements(const uint8_t *restrict rows_first, size_t stride, int rows, int k, size_t bytes,
-                                    uint8_t *restrict tile) {
-  memset(tile, 0, RT_TILE_ROWS * RT_TILE_K * bytes);
-  for (int r = 0; r < rows; r++)
-    for (int i = 0; i < k; i++)
-      memcpy(tile + (i * RT_TILE_ROWS + r) * bytes, rows_first + r * stride + i * bytes, bytes);
+/* ---- sixteen rows side by side ----
+ * Vectors of 16 bytes that every compiler knows. RT_PICK: pieces of a and b by position, those of b counted behind those of a. */
+#ifdef __clang__
+#define RT_PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define RT_PICK(a, b, ...) __builtin_shuffle(a, b, (__typeof__(a)){__VA_ARGS__})
+#endif
+typedef uint32_t rt_words __attribute__((vector_size(16)));
+typedef uint16_t rt_halves __attribute__((vector_size(16)));
+
+static inline rt_words rt_load_words(const uint8_t *p) {
+  rt_words x;
+  memcpy(&x, p, sizeof x);
+  return x;
 }
 
-/* The 16 file bytes of a nibble block hold weights 0..15 low and 16..31 high; a tile byte holds k of half 0 low and of
- * half 1 high. q0, q1: [16] nibbles of the two halves. steps: [8][64], this row's 4 bytes of each are written. */
-static inline void rt_pack_nibbles(const uint8_t *restrict q0, const uint8_t *restrict q1, uint8_t *restrict steps) {
-  for (int j = 0; j < 4; j++) {
-    uint32_t a = rt_load_u32(q0 + 4 * j), b = rt_load_u32(q1 + 4 * j);
-    uint32_t low = (a & 0x0f0f0f0f) | (b & 0x0f0f0f0f) << 4, high = (a >> 4 & 0x0f0f0f0f) | (b & 0xf0f0f0f0);
-    memcpy(steps + j * RT_STEP_BYTES, &low, 4);
-    memcpy(steps + (j + 4) * RT_STEP_BYTES, &high, 4);
+/* Four words of each of four rows a, b, c, d: word j of all goes to to + 64 j. */
+static inline void rt_turn_words(rt_words a, rt_words b, rt_words c, rt_words d, uint8_t *restrict to) {
+  rt_words ab = RT_PICK(a, b, 0, 4, 1, 5), cd = RT_PICK(c, d, 0, 4, 1, 5);
+  rt_words ab2 = RT_PICK(a, b, 2, 6, 3, 7), cd2 = RT_PICK(c, d, 2, 6, 3, 7);
+  rt_words turned[4] = {RT_PICK(ab, cd, 0, 1, 4, 5), RT_PICK(ab, cd, 2, 3, 6, 7),
+                        RT_PICK(ab2, cd2, 0, 1, 4, 5), RT_PICK(ab2, cd2, 2, 3, 6, 7)};
+  for (int j = 0; j < 4; j++) memcpy(to + j * 64, &turned[j], 16);
+}
+
+/* Steps from rows: word j of row r, with `flip` upon it, goes to steps + 64 j + 4 r; other words stay as they are.
+ * first: [rows][words] u32, `stride` bytes apart; rows <= 16. Sixteen rows of bytes in k order become a tile's steps. */
+static inline void rt_pack_words(const uint8_t *restrict first, size_t stride, int rows, int words, uint32_t flip,
+                                 uint8_t *restrict steps) {
+  int fours = rows / 4 * 4, whole = words / 4 * 4;
+  rt_words flips = {flip, flip, flip, flip};
+  for (int r = 0; r < fours; r += 4)
+    for (int j = 0; j < whole; j += 4) {
+      const uint8_t *p = first + r * stride + j * 4;
+      rt_turn_words(rt_load_words(p) ^ flips, rt_load_words(p + stride) ^ flips, rt_load_words(p + 2 * stride) ^ flips,
+                    rt_load_words(p + 3 * stride) ^ flips, steps + j * 64 + r * 4);
+    }
+  for (int r = 0; r < rows; r++)
+    for (int j = r < fours ? whole : 0; j < words; j++) {
+      uint32_t word = rt_load_u32(first + r * stride + j * 4) ^ flip;
+      memcpy(steps + j * 64 + r * 4, &word, 4);
+    }
+}
+
+/* Halves of a and b in turn: those of their fronts, those of their ends. */
+static inline rt_halves rt_fronts(rt_halves a, rt_halves b) { return RT_PICK(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+static inline rt_halves rt_ends(rt_halves a, rt_halves b) { return RT_PICK(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+
+/* Eight halves of each of eight rows: half i of all goes to to + 32 i. Three rounds, each of rows twice as near. */
+static inline void rt_turn_halves(const uint8_t *restrict first, size_t stride, uint8_t *restrict to) {
+  rt_halves x[8], y[8];
+  for (int r = 0; r < 8; r++) memcpy(&x[r], first + r * stride, 16);
+  for (int i = 0; i < 4; i++) y[2 * i] = rt_fronts(x[i], x[i + 4]), y[2 * i + 1] = rt_ends(x[i], x[i + 4]);
+  for (int i = 0; i < 4; i++) x[2 * i] = rt_fronts(y[i], y[i + 4]), x[2 * i + 1] = rt_ends(y[i], y[i + 4]);
+  for (int i = 0; i < 4; i++) y[2 * i] = rt_fronts(x[i], x[i + 4]), y[2 * i + 1] = rt_ends(x[i], x[i + 4]);
+  for (int i = 0; i < 8; i++) memcpy(to + i * 32, &y[i], 16);
+}
+
+/* tile[64 k][16 row] of words (F32) or halves (F16, BF16); zeros where there are no rows or no k. */
+static inline void rt_pack_f32s(const uint8_t *restrict first, size_t stride, int rows, int k, uint8_t *restrict tile) {
+  if (rows < RT_TILE_ROWS || k < RT_TILE_K) memset(tile, 0, RT_TILE_ROWS * RT_TILE_K * 4);
+  rt_pack_words(first, stride, rows, k, 0, tile);
+}
+
+static inline void rt_pack_f16s(const uint8_t *restrict first, size_t stride, int rows, int k, uint8_t *restrict tile) {
+  if (rows < RT_TILE_ROWS || k < RT_TILE_K) memset(tile, 0, RT_TILE_ROWS * RT_TILE_K * 2);
+  int eights = rows / 8 * 8, whole = k / 8 * 8;
+  for (int r = 0; r < eights; r += 8)
+    for (int i = 0; i < whole; i += 8) rt_turn_halves(first + r * stride + i * 2, stride, tile + i * 32 + r * 2);
+  for (int r = 0; r < rows; r++)
+    for (int i = r < eights ? whole : 0; i < k; i++) memcpy(tile + i * 32 + r * 2, first + r * stride + i * 2, 2);
+}
+
+/* A nibble block's 16 file bytes hold weights 0..15 low and 16..31 high; a tile byte holds k of half 0 low and of half 1
+ * high. q0, q1: the 16 bytes of the two halves. low, high: steps 0-3 and 4-7 of this row. */
+static inline void rt_join_nibbles(rt_words q0, rt_words q1, rt_words *restrict low, rt_words *restrict high) {
+  *low = (q0 & 0x0f0f0f0f) | (q1 & 0x0f0f0f0f) << 4;
+  *high = (q0 >> 4 & 0x0f0f0f0f) | (q1 & 0xf0f0f0f0);
+}
+
+/* Steps of a nibble format, 8 of 64 bytes. first: [rows], `stride` bytes apart, its 16 bytes of half 0; half 1 `second` bytes
+ * behind, or all zero when `second` is 0. Rows that are not there are zero. */
+static inline void rt_pack_nibbles(const uint8_t *restrict first, size_t stride, int rows, size_t second,
+                                   uint8_t *restrict steps) {
+  for (int r = 0; r < RT_TILE_ROWS; r += 4) {
+    rt_words low[4] = {{0}}, high[4] = {{0}};
+    for (int i = 0; i < 4 && r + i < rows; i++) {
+      const uint8_t *q = first + (r + i) * stride;
+      rt_join_nibbles(rt_load_words(q), second ? rt_load_words(q + second) : (rt_words){0}, &low[i], &high[i]);
+    }
+    rt_turn_words(low[0], low[1], low[2], low[3], steps + r * 4);
+    rt_turn_words(high[0], high[1], high[2], high[3], steps + 4 * RT_STEP_BYTES + r * 4);
   }
 }
 
