@@ -6,6 +6,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 static const struct { const char *name, *needs; } sets[] = {
@@ -43,6 +46,15 @@ static bool has(const char *name, size_t length) {
     return __get_cpuid_count(f->leaf, 0, &r[EAX], &r[EBX], &r[ECX], &r[EDX]) && (r[f->reg] >> f->bit & 1) &&
            (register_state() & f->state) == f->state;
   }
+  return false;
+}
+#elif defined(__aarch64__)
+static const struct feature { const char *name; unsigned long bit; } features[] = {{"asimd", HWCAP_ASIMD}, {"asimddp", HWCAP_ASIMDDP}};
+
+static bool has(const char *name, size_t length) {
+  for (size_t i = 0; i < sizeof features / sizeof *features; i++)
+    if (strlen(features[i].name) == length && memcmp(features[i].name, name, length) == 0)
+      return (getauxval(AT_HWCAP) & features[i].bit) != 0;
   return false;
 }
 #else

@@ -71,8 +71,7 @@ struct rt_kernels {
   double (*exp_sum)(const float *x, int n, float largest);
 };
 
-extern const struct rt_kernels rt_kernels_scalar;
-#if defined(__x86_64__)
-extern const struct rt_kernels rt_kernels_avx2, rt_kernels_avx512;
-#endif
+#define ISA(name, needs) extern const struct rt_kernels rt_kernels_##name;
+#include "defs/isas.def"
+#undef ISA
 #endif

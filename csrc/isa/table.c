@@ -4,11 +4,9 @@
 
 const struct rt_kernels *rt_isa_kernels(int32_t isa) {
   static const struct rt_kernels *const table[RT_ISAS] = {
-      [RT_ISA_scalar] = &rt_kernels_scalar,
-#if defined(__x86_64__)
-      [RT_ISA_avx2] = &rt_kernels_avx2,
-      [RT_ISA_avx512] = &rt_kernels_avx512,
-#endif
+#define ISA(name, needs) [RT_ISA_##name] = &rt_kernels_##name,
+#include "defs/isas.def"
+#undef ISA
   };
   return isa >= 0 && isa < RT_ISAS ? table[isa] : NULL;
 }

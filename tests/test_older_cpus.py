@@ -1,0 +1,191 @@
+"""Older processors: the built tree run whole on an emulated Nehalem (no AVX) and Haswell (no AVX-512), and read: no object
+holds an instruction that stands above its line in csrc/defs/isas.def."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from instructions import Instruction, above, functions, levels, ranges, unpadded
+
+from pyruntime._core import _engine
+
+ROOT = Path(__file__).parent.parent
+#: processors of qemu, and the set an engine must take on each
+CPUS = {"Nehalem": "scalar", "Haswell": "avx2"}
+ANSWER = """
+import json, sys
+from pyruntime import LLM, SamplingParams
+with LLM(sys.argv[1], threads=2, progress=False) as llm:
+    outs = [llm.generate(text, SamplingParams(max_tokens=16, logprobs=3, **more))
+            for text, more in (("the hell", dict(temperature=0.0)), ("on the other hand, " * 9, dict(temperature=0.9, seed=7)))]
+print(json.dumps({"isa": llm.engine.backend.isa, "said": [[o.text, list(o.token_ids), repr(o.logprobs)] for o in outs]}))
+"""
+UNABLE = """
+import sys
+import numpy as np
+from pyruntime._core._kernels import Kernels
+Kernels(sys.argv[1]).add_bias(np.ones(99, np.float32), np.ones(99, np.float32))
+"""
+
+
+def python(*arguments: object, cpu: str = "") -> subprocess.CompletedProcess[str]:
+    """This Python, natively or on an emulated processor."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYRUNTIME_")}
+    environment |= {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, arguments)]
+    if cpu:
+        command = [str(shutil.which("qemu-x86_64")), "-cpu", cpu, *command]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT)
+
+
+@pytest.fixture(scope="module", params=CPUS)
+def cpu(request: pytest.FixtureRequest) -> str:
+    if not dict(_engine.isas()).keys() >= {"avx2"}:
+        pytest.skip("this build is of another architecture")
+    if not shutil.which("qemu-x86_64"):
+        pytest.skip("older processors need the emulator (Debian: qemu-user)")
+    return request.param
+
+
+def test_an_older_cpu_gives_the_same_answers(cpu: str, tiny_model: Path) -> None:
+    """Greedy and drawn tokens and the bits of their log-probabilities, from the best set of each processor."""
+    said = [python("-c", ANSWER, tiny_model, cpu=which) for which in ("", cpu)]
+    assert [p.returncode for p in said] == [0, 0], said[1].stderr[-2000:]
+    here, there = (json.loads(p.stdout) for p in said)
+    assert here["isa"] == _engine.best_isa() and there["isa"] == CPUS[cpu]
+    assert here["said"] == there["said"] and all(len(ids) == 16 for _, ids, _ in there["said"])
+
+
+def test_commands_run_on_an_older_cpu(cpu: str, tiny_model: Path) -> None:
+    ran = python("-m", "pyruntime", "doctor", "--json", cpu=cpu)
+    facts = json.loads(ran.stdout)
+    assert ran.returncode == 0 and facts["problems"] == [] and facts["cpu"]["isa"] == CPUS[cpu]
+    assert {name for name, missing in facts["cpu"]["isas"].items() if not missing} == {"scalar", CPUS[cpu]}
+    assert "avx512f" in facts["cpu"]["isas"]["avx512"]
+    ran = python("-m", "pyruntime", "run", tiny_model, "the world", "-n", 4, "--temperature", 0, cpu=cpu)
+    assert ran.returncode == 0 and ran.stdout.strip(), ran.stderr[-2000:]
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_the_emulator_has_no_more_than_the_cpu(cpu: str, isa: str) -> None:
+    """What makes the two above proofs: an instruction the processor lacks ends the process."""
+    ran = python("-c", UNABLE, isa, cpu=cpu)
+    assert (ran.returncode == 0) == (CPUS[cpu] == isa), ran.stderr[-2000:]
+    if ran.returncode:
+        assert ran.returncode in (-4, 132), ran.stderr[-2000:]
+
+
+# ---- what the compiled code holds ----
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every object of the C library, by its source: those last built if nothing changed since, else built now."""
+    if not dict(_engine.isas()).keys() >= {"avx2"}:
+        pytest.skip("this build is of another architecture")
+    if not (shutil.which("objdump") and shutil.which("as") and shutil.which("gcc")):
+        pytest.skip("needs gcc and binutils")
+    sources = [p for p in (ROOT / "csrc").rglob("*") if p.is_file()]
+    newest = max(p.stat().st_mtime for p in sources)
+    wanted = {str(p.relative_to(ROOT).with_suffix(".o")) for p in sources if p.suffix == ".c"}
+    for folder in (ROOT / "build").glob("temp*"):
+        found = {str(p.relative_to(folder)): p for p in (folder / "csrc").rglob("*.o")}
+        if wanted <= found.keys() and min(found[name].stat().st_mtime for name in wanted) > newest:
+            return {name: found[name] for name in wanted}
+    out = tmp_path_factory.mktemp("objects")
+    subprocess.run([sys.executable, "setup.py", "-q", "build_clib", "-b", out, "-t", out], cwd=ROOT, check=True)
+    return {name: out / name for name in wanted}
+
+
+def level(name: str) -> list[str]:
+    """Features code of this object may use: those of its set, and of no other."""
+    parts = Path(name).parts
+    return levels().get(Path(name).stem, []) if parts[-2] == "isa" else []
+
+
+def test_no_object_holds_instructions_above_its_level(objects: dict[str, Path]) -> None:
+    """All but the sets run on any x86-64; a set uses what its line in isas.def names. base/cpu.c asks the system by xgetbv,
+    behind the flag that says the CPU has it."""
+    for name, path in objects.items():
+        code = [i for body in functions(path).values() for i in body]
+        wrong = [i.text for i in above(code, level(name)) if (name, i.text) != ("csrc/base/cpu.o", "xgetbv")]
+        assert not wrong, f"{name}: {wrong[:5]}"
+        if level(name):
+            assert above(code, []), f"{name} uses nothing of its set"
+
+
+def test_modules_hold_the_sets_and_nothing_else_above_the_baseline(objects: dict[str, Path]) -> None:
+    """In the modules as shipped, stripped: each function above the baseline is one of a set's object."""
+    modules = sorted((ROOT / "pyruntime/_core").glob("*.so"))
+    newest = max(p.stat().st_mtime for p in (ROOT / "csrc").rglob("*") if p.is_file())
+    if min(p.stat().st_mtime for p in modules) < newest:
+        pytest.skip("sources changed since the modules were built")
+    sets = {tuple(i.name for i in body) for name, path in objects.items() if level(name) for body in functions(path).values()}
+    found = [strangers(module, sets) for module in modules]
+    assert not [f for f, _ in found if f] and sum(seen for _, seen in found) > 50
+
+
+def strangers(module: Path, sets: set[tuple[str, ...]]) -> tuple[list[str], int]:
+    """Instructions above the baseline outside functions of the sets, and how many functions of the sets there are."""
+    code = sorted(i for body in functions(module).values() for i in body)
+    wide = {i.address for i in above(code, []) if i.text != "xgetbv"}
+    bodies: dict[tuple[int, int], list[Instruction]] = {}
+    bounds, at, seen = ranges(module), 0, 0
+    for i in code:
+        while at + 1 < len(bounds) and bounds[at + 1][0] <= i.address:
+            at += 1
+        inside = bounds and bounds[at][0] <= i.address < bounds[at][1]
+        bodies.setdefault(bounds[at] if inside else (0, 0), []).append(i)
+    wrong = []
+    for where, body in bodies.items():
+        if above_here := [i.text for i in body if i.address in wide]:
+            known = where != (0, 0) and tuple(i.name for i in unpadded(body)) in sets
+            seen += known
+            wrong += [] if known else above_here
+    return wrong, seen
+
+
+def test_a_planted_function_in_a_module_is_found(objects: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "planted.c").write_text("void g(int *p) { p[0] = 1; }\n" '#pragma GCC target("avx2")\n'
+                                        "void f(int *p) { for (int i = 0; i < 64; i++) p[i] *= 3; }\n")
+    subprocess.run(["gcc", "-O3", "-fPIC", "-shared", "-Wl,-s", tmp_path / "planted.c", "-o", tmp_path / "planted.so"], check=True)
+    assert strangers(tmp_path / "planted.so", set())[0]
+    subprocess.run(["gcc", "-O3", "-fPIC", "-c", tmp_path / "planted.c", "-o", tmp_path / "planted.o"], check=True)
+    body = tuple(i.name for i in functions(tmp_path / "planted.o")["f"])
+    assert strangers(tmp_path / "planted.so", {body}) == ([], 1)
+
+
+PLANTED = {  # (object's name, features it is compiled with): C code
+    ("csrc/base/pool.o", "avx2"): "void f(int *p) { for (int i = 0; i < 64; i++) p[i] *= 3; }",
+    ("csrc/base/pool.o", "popcnt"): "int f(int x) { return __builtin_popcount(x); }",
+    ("csrc/isa/scalar.o", "fma"): "float f(float x, float y) { return __builtin_fmaf(x, y, 1); }",
+    ("csrc/isa/scalar.o", "sse4.1"): "float f(float x) { return __builtin_rintf(x); }",
+    ("csrc/quant/formats.o", "bmi2"): "unsigned f(unsigned x, int n) { return x << n; }",
+    ("csrc/isa/avx2.o", "avx512f"): "void f(int *p) { for (int i = 0; i < 64; i++) p[i] *= 3; }",
+    ("csrc/isa/avx2.o", "avx512vl"): "#include <immintrin.h>\n__m256i f(__m256i a, __m256i b) { return _mm256_max_epi64(a, b); }",
+    ("csrc/isa/avx2.o", "avxvnni"):
+        "#include <immintrin.h>\n__m256i f(__m256i a, __m256i b) { return _mm256_dpbusd_avx_epi32(a, b, b); }",
+    ("csrc/isa/avx512.o", "avx512f,avx512bf16"):
+        "#include <immintrin.h>\n__m512 f(__m512 a, __m512i b) { return _mm512_dpbf16_ps(a, (__m512bh)b, (__m512bh)b); }",
+    ("csrc/isa/avx512.o", "avx512f,avx512vbmi"):
+        "#include <immintrin.h>\n__m512i f(__m512i a, __m512i b) { return _mm512_permutexvar_epi8(a, b); }",
+    ("csrc/isa/avx512.o", "amx-tile,amx-int8"): "#include <immintrin.h>\nvoid f(void) { _tile_dpbusd(0, 1, 2); }",
+}
+
+
+@pytest.mark.parametrize("name, features", PLANTED)
+def test_a_planted_instruction_is_found(objects: dict[str, Path], name: str, features: str, tmp_path: Path) -> None:
+    pragma = f'#pragma GCC target("{features}")\n'
+    (tmp_path / "planted.c").write_text(pragma + PLANTED[name, features] + "\n")
+    subprocess.run(["gcc", "-O3", "-c", tmp_path / "planted.c", "-o", tmp_path / "planted.o"], check=True)
+    code = functions(tmp_path / "planted.o")["f"]
+    assert above(code, level(name)) and not above(code, [FLAGS_OF_GCC.get(f, f) for f in features.split(",")])
+
+
+#: what gcc calls them -> what the assembler does
+FLAGS_OF_GCC = {"avx512bf16": "avx512_bf16", "avxvnni": "avx_vnni"}
