@@ -51,11 +51,14 @@ $(VENV)/.tests: pyproject.toml | $(VENV)/.installed
 	@$(PIP) install -q "$$(ls dist/pyruntime_llm-*.whl)[test]"
 	@touch $@
 
-# SIMDe's headers let the tests run the kernels of instruction sets this processor lacks. Not required: those tests skip, saying so.
-$(VENV)/.simde: | $(VENV)/.made
-	@test -e /usr/include/simde || { test "$$(id -u)" = 0 && command -v apt-get && \
-	  { apt-get install -qqy libsimde-dev || { apt-get update -qq && apt-get install -qqy libsimde-dev; }; }; } \
-	  >/dev/null 2>&1 </dev/null || echo "no libsimde-dev here: the tests over it will skip"
+# SIMDe's headers, qemu and a compiler for Arm let the tests run the kernels of instruction sets and processors that are not
+# here. Not required: those tests skip, saying so.
+EMULATORS := libsimde-dev qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+$(VENV)/.emulators: | $(VENV)/.made
+	@{ test -e /usr/include/simde && command -v qemu-x86_64 && command -v aarch64-linux-gnu-gcc; } >/dev/null || { test "$$(id -u)" = 0 && \
+	  command -v apt-get && { apt-get install -qqy --no-install-recommends $(EMULATORS) || { apt-get update -qq && \
+	  apt-get install -qqy --no-install-recommends $(EMULATORS); }; }; } >/dev/null 2>&1 </dev/null || \
+	  echo "not all of $(EMULATORS) are here: the tests over them will skip"
 	@touch $@
 
 build: $(VENV)/.installed
@@ -66,7 +69,7 @@ wheel: build/.wheel
 demo: $(VENV)/.installed
 	@$(BIN)/python examples/demo.py
 
-test: $(VENV)/.installed $(VENV)/.tests $(VENV)/.simde
+test: $(VENV)/.installed $(VENV)/.tests $(VENV)/.emulators
 	@$(BIN)/pyruntime pull smollm2:135m
 	$(BIN)/python -m pytest $(ARGS)
 
