@@ -109,6 +109,13 @@ static inline void rt_pack_f16s(const uint8_t *restrict first, size_t stride, in
     for (int i = r < eights ? whole : 0; i < k; i++) memcpy(tile + i * 32 + r * 2, first + r * stride + i * 2, 2);
 }
 
+/* tile[64 k][16 row] of bytes. */
+static inline void rt_pack_bytes(const uint8_t *restrict first, size_t stride, int rows, int k, uint8_t *restrict tile) {
+  if (rows < RT_TILE_ROWS || k < RT_TILE_K) memset(tile, 0, RT_TILE_ROWS * RT_TILE_K);
+  for (int i = 0; i < k; i++)
+    for (int r = 0; r < rows; r++) tile[i * RT_TILE_ROWS + r] = first[r * stride + i];
+}
+
 /* A nibble block's 16 file bytes hold weights 0..15 low and 16..31 high; a tile byte holds k of half 0 low and of half 1
  * high. q0, q1: the 16 bytes of the two halves. low, high: steps 0-3 and 4-7 of this row. */
 static inline void rt_join_nibbles(rt_words q0, rt_words q1, rt_words *restrict low, rt_words *restrict high) {
@@ -134,5 +141,25 @@ static inline void rt_pack_nibbles(const uint8_t *restrict first, size_t stride,
 /* Where the weight of (row, k) of a tile stands in its steps of 64 bytes, k < 32. */
 static inline size_t rt_step_at(int row, int k) {
   return (size_t)(k / RT_STEP_K * RT_STEP_BYTES + row * RT_STEP_K + k % RT_STEP_K);
+}
+
+/* A row's part of a plane of a span: bits below .. below + bits - 1 of u, 2 * bits lines, line l holding steps l, l + 2 bits..,
+ * low bits first. u: [64]; lines: [2 * bits][64]. */
+static inline void rt_pack_plane(const uint8_t *restrict u, int bits, int below, int row, uint8_t *restrict lines) {
+  uint32_t mask = ((1u << bits) - 1) * 0x01010101;
+  for (int l = 0; l < 2 * bits; l++) {
+    uint32_t four = 0;
+    for (int b = 0; b * bits < 8; b++) four |= (rt_load_u32(u + (l + b * 2 * bits) * RT_STEP_K) >> below & mask) << b * bits;
+    memcpy(lines + l * RT_STEP_BYTES + row * RT_STEP_K, &four, 4);
+  }
+}
+
+/* Bits of a block: each `run` bytes hold weights 0 .. run - 1 in their low `bits`, the next run of them above.
+ * u[k] |= them << up. bytes: [n * bits / 8] */
+static inline void rt_split_runs(const uint8_t *restrict bytes, int n, int bits, int run, int up, uint8_t *restrict u) {
+  for (int k = 0; k < n; k++) {
+    int each = run * 8 / bits;
+    u[k] |= (uint8_t)((bytes[k / each * run + k % run] >> k % each / run * bits & ((1 << bits) - 1)) << up);
+  }
 }
 #endif

@@ -1,0 +1,13 @@
+/* F8_E5M2, the upper half of an f16.  a byte a weight.  tile (1024): [64 k][16 row] u8. */
+#ifndef RT_F8_E5M2_H
+#define RT_F8_E5M2_H
+#include "quant/r16.h"
+
+static inline void rt_decode_F8_E5M2(const uint8_t *restrict block, float *restrict out /* [1] */) {
+  *out = rt_f16_to_f32((uint16_t)(*block << 8));
+}
+
+static inline void rt_pack_F8_E5M2(const uint8_t *restrict blocks, size_t stride, int rows, int k, uint8_t *restrict tile) {
+  rt_pack_bytes(blocks, stride, rows, k, tile);
+}
+#endif
