@@ -156,13 +156,13 @@ def put_header(writer: gguf.GGUFWriter, name: str, format: str, shape: Shape) ->
     ):
         add(value)
     letters, control = byte_letters(), 256 if s.vocab > 4096 else 2
-    tokens = letters + [f"x{i}" for i in range(s.vocab - len(letters) - control)]
+    tokens = letters + ["er", "th", *(f"x{i}" for i in range(s.vocab - len(letters) - 2 - control))]
     tokens += ["<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_{i}|>" for i in range(control - 2))]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType.NORMAL] * (s.vocab - control) + [gguf.TokenType.CONTROL] * control)
-    writer.add_token_merges([f"{letters[ord('e')]} {letters[ord('r')]}", f"{letters[ord('t')]} {letters[ord('h')]}"])
+    writer.add_token_merges(["e r", "t h"])
     writer.add_bos_token_id(s.vocab - control)
     writer.add_eos_token_id(s.vocab - control + 1)
     writer.add_add_bos_token(False)

@@ -12,6 +12,7 @@ import pytest
 from test_store import CONTENT, make_wheel
 
 from pyruntime import LLM, SamplingParams, store
+from pyruntime._core import _engine
 from pyruntime.cli import COMMANDS, main
 from pyruntime.cli.tokenize import parse_ids
 from pyruntime.errors import FieldInvalid
@@ -251,15 +252,44 @@ def test_perplexity_is_what_it_says(cli, tiny_model, tmp_path):
 
 
 def test_bench_stands_beside_its_limits(cli, tiny_model):
-    arguments = ("bench", tiny_model, "--rounds", 1, "--generate", 8, "--prompt", 32)
-    got = json.loads(cli(*arguments, "--json", "--threads", 1)[1])
-    for part in ("decode", "prefill"):
-        f = got[part]
-        assert f["tokens_per_second"] > 0 and f["limit"] > 0 and len(f["each"]) == 1
+    arguments = ("bench", tiny_model, "--rounds", 1, "--generate", 8, "--prompt", "32,64", "--batch", "1,3", "--depth", "0,64,4096")
+    got = json.loads(cli(*arguments, "--json", "--threads", 1, "--profile")[1])
+    assert [f["prompt"] for f in got["prefill"]] == [32, 64] and [f["sequences"] for f in got["batch"]] == [1, 3]
+    assert [f["depth"] for f in got["depth"]] == [0, 64], "depths beyond the context are left out"
+    for f in (got["decode"], *got["prefill"], *got["batch"], *got["depth"]):
+        assert f["tokens_per_second"] > 0 and f["limit"] > 0 and len(f["each"]) == got["rounds"] == 1
         assert f["ratio"] == pytest.approx(f["tokens_per_second"] / f["limit"])
-    assert got["threads"] == 1 and got["isa"] in ("scalar", "avx2", "avx512")
+        assert max(f["mbu"], f["mfu"]) == pytest.approx(f["ratio"])
+    assert got["threads"] == 1 and got["load"]["bytes"] == tiny_model.stat().st_size
+    assert got["isa"] in [name for name, missing in _engine.isas() if not missing]
     code, out, err = cli(*arguments)
-    assert code == 0 and "decode" in out and "prefill" in out and "GB/s" in out
+    assert code == 0 and "decode" in out and "prompt of 64" in out and "GB/s" in out and "load:" in out and "3 together" in out
+
+
+def test_bench_takes_parts_and_writes_markdown_and_pictures(cli, tiny_model, tmp_path):
+    code, out, _ = cli("bench", tiny_model, "--only", "decode,profile", "--rounds", 1, "--generate", 4, "--markdown")
+    tables = [line for line in out.splitlines() if line.startswith("|---")]
+    assert code == 0 and len(tables) == 3 and "| decode | " in out and "| prompt" not in out and "gated ffn_gate ffn_up" in out
+    pytest.importorskip("matplotlib")
+    code, out, _ = cli("bench", tiny_model, "--rounds", 1, "--generate", 4, "--depth", "0,32", "--batch", "1,2",
+                       "--plots", tmp_path / "p")
+    assert code == 0 and sorted(p.name for p in (tmp_path / "p").iterdir()) == ["batch.png", "depth.png", "roofline.png"]
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in (tmp_path / "p").iterdir())
+
+
+@pytest.mark.parametrize("arguments, told", [
+    (["--only", "decode,speed"], "'speed' is none of decode, prefill"), (["--prompt", "1"], "outside 2"),
+    (["--batch", "1,x"], "not a list of whole numbers"), (["--json", "--markdown"], "choose one"),
+])
+def test_bench_says_what_is_wrong(cli, tiny_model, arguments, told):
+    code, _, err = cli("bench", tiny_model, *arguments)
+    assert code == 2 and told in err and err.count("\n") == 1
+
+
+def test_pictures_without_matplotlib_are_one_line(cli, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, out, err = cli("bench", tiny_model, "--plots", tmp_path)
+    assert code == 2 and err == "error: plots need matplotlib, which is not installed; pip install 'pyruntime-llm[bench]'\n"
 
 
 def test_doctor(cli, monkeypatch):

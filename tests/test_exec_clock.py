@@ -1,7 +1,5 @@
-"""The op clock: what each op of a step takes."""
+"""The op clock: what each op of a step takes. tests/test_bench.py asks whether ops add up to the step."""
 from __future__ import annotations
-
-import time
 
 import numpy as np
 from reference_models import random_values, stored
@@ -10,30 +8,12 @@ from pyruntime.backends.native import NativeBackend
 from pyruntime.models import llama
 from pyruntime.types import Batch
 
-CONFIG = llama.tiny(layers=4, width=512, heads=8, kv_heads=4, head_dim=64, hidden=1024, vocab=4096)
-PLAN = llama.plan(CONFIG)
+PLAN = llama.plan(llama.tiny())
 TABLE = [list(range(8))]
 
 
 def batch(tokens: int, cached: int = 0) -> Batch:
     return Batch.build([(list(range(tokens)), cached, cached)], tables=[TABLE])
-
-
-def test_ops_add_up_to_the_step():
-    """Shares of a step of one token and of many add up to 100 ± 2 % of what the caller measures, whatever the threads."""
-    for threads in (1, 2):
-        backend = NativeBackend(PLAN, stored(PLAN, random_values(PLAN, 0)), pages=8, threads=threads)
-        for step in (batch(64), batch(1, 64)):
-            shares = []
-            for _ in range(20):
-                backend.clock(True)
-                began = time.perf_counter_ns()
-                backend.run(step)
-                spent = time.perf_counter_ns() - began
-                shares.append(backend.times().sum() / spent)
-            assert 0.98 <= np.median(shares) <= 1.0
-            assert (backend.times() > 0).all()
-        backend.close()
 
 
 def test_off_unless_asked_for_and_only_what_ran():

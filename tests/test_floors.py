@@ -24,6 +24,7 @@ FLOORS = [
     {"engine"},
     {"loading"},
     {"llm"},
+    {"bench"},
     {"server", "client"},
     {"cli", "__main__"},
 ]
@@ -33,7 +34,8 @@ OUTSIDE = {
     "store": {"huggingface_hub"}, "machine": {"numpy"}, "quant": {"numpy"}, "weights": {"numpy"},
     "tokenizer": {"numpy", "jinja2"},
     "trace": {"numpy"}, "backends": {"numpy", "torch"}, "cache": {"numpy"}, "engine": {"numpy"},
-    "loading": {"rich"}, "llm": {"numpy"}, "server": {"numpy", "grpc", "google", "grpc_health", "grpc_reflection", "grpc_status"},
+    "loading": {"rich"}, "llm": {"numpy"}, "bench": {"numpy", "matplotlib"},
+    "server": {"numpy", "grpc", "google", "grpc_health", "grpc_reflection", "grpc_status"},
     "client": {"grpc", "google", "grpc_health", "grpc_reflection", "grpc_status"},
     "cli": {"click", "rich", "numpy", "grpc", "grpc_health"}, "__main__": set(), "_core": {"numpy"},
 }

@@ -1,0 +1,68 @@
+"""Inside a step: how long each op takes, by the engine's own clock (csrc/exec/step.c)."""
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ..plan import NAMES, Attention, Logits, Op
+from ..types import Batch
+from ..weights import Weights
+from .work import Kind, matrices, op_bytes, op_operations
+
+LEAST, MOST = 3, 64   # steps
+
+
+def label(op: Op) -> str:
+    """An op's name and its matrices', without the layer: `norm_linear attn_q attn_k attn_v`."""
+    names = (name.removesuffix(".weight").split(".")[-1] for name in matrices(op))
+    return " ".join((NAMES[type(op)], *names))
+
+
+def profile(backend: Any, weights: Weights, step: Batch, read: float, rates: dict[Kind, float], seconds: float) -> dict[str, Any]:
+    """Run one step again and again for about `seconds` and share its time out among its ops, those of all layers together.
+
+    Each entry: seconds a step, share of the measured step, bytes and operations, and how far below the limit of reading
+    (`read` bytes a second) or multiplying (`rates` operations a second) it stays. `sum` of shares is 1 but for the call itself.
+    """
+    backend.run(step)
+    backend.clock(True)
+    spent, steps, began = 0.0, 0, time.perf_counter()
+    while steps < LEAST or (steps < MOST and time.perf_counter() - began < seconds):
+        start = time.perf_counter()
+        backend.run(step)
+        spent += time.perf_counter() - start
+        steps += 1
+    times = backend.times()
+    backend.clock(False)
+    entries = _gather(backend.plan, weights, step, times / (steps * 1e9), read, rates)
+    for entry in entries:
+        entry["share"] = entry["seconds"] * steps / spent
+    return {"tokens": len(step.tokens), "stored": int(step.kv_lens[0]), "steps": steps, "step_seconds": spent / steps,
+            "sum": sum(entry["share"] for entry in entries), "ops": entries}
+
+
+def _entry(name: str) -> dict[str, Any]:
+    return {"op": name, "count": 0, "seconds": 0.0, "bytes": 0, "operations": 0, "bound": 0.0}
+
+
+def _gather(plan: Any, weights: Weights, step: Batch, seconds: Any, read: float, rates: dict[Kind, float]) -> list[dict[str, Any]]:
+    tokens, rows, stored = len(step.tokens), len(step.rows), int(step.kv_lens[0])
+    head_dim = {group.name: group.head_dim for group in plan.groups}
+    found: dict[str, dict[str, Any]] = {}
+    for op, spent in zip(plan.ops, seconds, strict=False):   # the last of `seconds` is no op's
+        entry = found.setdefault(label(op), _entry(label(op)))
+        size, dim = op_bytes(op, plan, weights, stored), head_dim[op.group] if isinstance(op, Attention) else 0
+        work = op_operations(op, weights, tokens, rows, stored, dim)
+        times = rows if isinstance(op, Logits) else tokens
+        multiplying = sum(2 * times * weights[n].rows * weights[n].k / rates[weights[n].format, weights[n].k] for n in matrices(op))
+        entry["count"] += 1
+        entry["seconds"] += float(spent)
+        entry["bytes"] += size
+        entry["operations"] += work
+        if not isinstance(op, Attention) or tokens == 1:   # what many tokens' attention is bound by is not measured
+            entry["bound"] += max(size / read, multiplying)
+    found["check"] = _entry("check the batch") | {"count": 1, "seconds": float(seconds[-1])}
+    for entry in found.values():
+        bound = entry.pop("bound")
+        entry["of_limit"] = bound / entry["seconds"] if bound and entry["seconds"] else None
+    return list(found.values())

@@ -1,0 +1,127 @@
+"""What stands behind `pyruntime bench`: what is counted, shared out and drawn. How fast it is, no test asks."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reference_models import random_values, stored
+
+from pyruntime import LLM, SamplingParams
+from pyruntime.backends.native import NativeBackend
+from pyruntime.bench import measure, report
+from pyruntime.bench.limits import Limits
+from pyruntime.bench.profile import label, profile
+from pyruntime.bench.work import Work, matrices, op_operations
+from pyruntime.models import llama
+from pyruntime.plan import Attention
+from pyruntime.types import Batch
+from pyruntime.weights import Weights
+
+ROOT = Path(__file__).parent.parent
+CONFIG = llama.tiny(layers=2, width=1024, heads=16, kv_heads=4, head_dim=64, hidden=3072, vocab=8192)
+PLAN = llama.plan(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def weights() -> Weights:
+    return Weights(stored(PLAN, random_values(PLAN, 0)))
+
+
+def test_work_is_every_matrix_once_a_token(weights):
+    work = Work.of(PLAN, weights)
+    c = CONFIG
+    body = c.layers * (c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads) + 3 * c.width * c.hidden)
+    assert sum(work.operations(7, 2).values()) == 2 * (7 * body + 2 * c.vocab * c.width)
+    assert sum(work.operations(1, 0).values()) == 2 * body
+    named = {name for op in PLAN.ops for name in matrices(op)}
+    assert work.weight_bytes == sum(weights[name].nbytes for name in named)
+    assert work.step_bytes(100, 3) == work.weight_bytes + 300 * c.layers * c.kv_heads * c.head_dim * 4
+    assert work.prompt_bytes(30, 16) == 2 * work.body_bytes + work.head_bytes + (16 + 30) * work.kv_bytes
+
+
+def test_attention_counts_the_pairs_that_meet(weights):
+    op = next(op for op in PLAN.ops if isinstance(op, Attention))
+    met = sum(1 for t in range(5) for s in range(12) if s <= 7 + t)
+    assert op_operations(op, weights, 5, 1, 12, CONFIG.head_dim) == 4 * CONFIG.heads * CONFIG.head_dim * met
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_shares_of_a_profile_add_up(weights, threads):
+    """100 ± 2 % of the step as its caller measures it, for one token and for a prompt; every op is in it."""
+    backend = NativeBackend(PLAN, weights, pages=8, threads=threads)
+    names = [name for op in PLAN.ops for name in matrices(op)]
+    with Limits([weights[name] for name in names], backend.isa, threads) as limits:
+        rates = {kind: limits.multiply_rate(kind) for kind in Work.of(PLAN, weights).operations(1, 1)}
+        read = limits.read_rate()
+    for tokens in (64, 1):
+        step = Batch.build([(list(range(tokens)), 64 - tokens, 64 - tokens)], tables=[[list(range(4))]])
+        found = profile(backend, weights, step, read, rates, 0.2)
+        assert 0.98 <= found["sum"] <= 1.02
+        assert {e["op"] for e in found["ops"]} == {label(op) for op in PLAN.ops} | {"check the batch"}
+        assert sum(e["count"] for e in found["ops"]) == len(PLAN.ops) + 1
+    backend.close()
+
+
+def test_deep_steps_see_every_stored_token(tiny_model):
+    """A sequence that is deep without having been read costs what a real one costs: its pages are all seen."""
+    with LLM(tiny_model, max_running=2, context=200) as llm:
+        deep = measure.Deep(llm, 64)
+        llm.generate([1, 2, 3] * 20, SamplingParams(max_tokens=4, temperature=0.0))   # others write to the same pages
+        deep.decode(64, 2)
+        backend = llm.model.backend
+        backend.run(deep.step(64))
+        seen = backend.slot("mixed").copy()
+        short = measure.Batch.build([([deep.ids[64]], 64, 16)], tables=[[[0, 1]]])
+        backend.run(short)
+        assert np.isfinite(seen).all() and (seen != backend.slot("mixed")).any()
+
+
+def test_rounds_end_after_their_time_but_not_before_three(tiny_model):
+    wanted = measure.Wanted(parts=("decode",), generate=2, rounds=50, seconds=0.0)
+    told = []
+    facts = measure.measure(str(tiny_model), {"threads": 1}, wanted, lambda done, total: told.append((done, total)))
+    assert facts["rounds"] == measure.LEAST == len(facts["decode"]["each"])
+    assert [done for done, _ in told] == list(range(1, 2 * (measure.LEAST + 1) + 1)) and {total for _, total in told} == {102}
+
+
+def test_the_report_says_what_was_found(tiny_model):
+    wanted = measure.Wanted(parts=("decode", "load"), generate=2, rounds=1)
+    facts = measure.measure(str(tiny_model), {"threads": 1}, wanted)
+    text = report.markdown(facts)
+    assert f"{facts['decode']['tokens_per_second']:.1f}"[:-2] in text and "1 threads" in text and "GB/s" in text
+    assert report.load(facts) in text and not list(report.profiles(facts))
+    assert all(len(row) == len(report.HEAD) for row in report.rows(facts))
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "bench").glob("*.py")))
+def test_scripts_say_what_they_do(script):
+    done = subprocess.run([sys.executable, ROOT / "bench" / script, "--help"], capture_output=True, text=True, timeout=120,
+                          cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"})
+    assert done.returncode == 0 and "usage" in done.stdout, done.stderr
+
+
+def test_random_models_load_and_stay_finite(tmp_path):
+    """One of each kind of matrix this runtime reads, made by bench/make_model.py; the mixed file has Q6_K where it should."""
+    pytest.importorskip("gguf")
+    sys.path.insert(0, str(ROOT / "bench"))
+    import make_model
+
+    from pyruntime import quant
+
+    mixed = {name: kind for name, kind, _ in make_model.tensors(make_model.SHAPES["llama-1b"], "Q4_K_M")}
+    assert mixed["token_embd.weight"] == "Q6_K" and mixed["blk.0.ffn_down.weight"] == mixed["blk.1.attn_v.weight"] == "Q6_K"
+    assert mixed["blk.2.ffn_down.weight"] == "Q4_K" == mixed["blk.0.attn_output.weight"]
+    assert mixed["blk.4.ffn_down.weight"] == "Q6_K"
+    for format in make_model.FORMATS:
+        if format not in quant.FORMATS:
+            continue
+        path = make_model.made("tiny", format, tmp_path)
+        with LLM(path, threads=1, context=64) as llm:
+            done = llm.generate([1, 2, 3], SamplingParams(max_tokens=4, temperature=0.0, ignore_end=True, logprobs=0))
+            assert len(done.token_ids) == 4 and all(np.isfinite(one.logprob) for one in done.logprobs)
+            first = next(op for op in llm.model.plan.ops if matrices(op))
+            values = llm.model.weights[matrices(first)[0]].f32()
+            assert abs(values.mean()) < 2e-3 and 0.01 < values.std() < 0.04
