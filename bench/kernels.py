@@ -31,9 +31,9 @@ def seconds(run: Callable[[], object]) -> float:
 
 def measure(kernels: _kernels.Kernels, format: int, k: int, size: int, rounds: int) -> list[str]:
     """One row of the table."""
-    info, tiles, draw = _kernels.formats()[format], -(-k // 64), np.random.default_rng(1)
-    groups = max(GROUPS, size // (tiles * info.packed_bytes))
-    nbytes = groups * tiles * info.packed_bytes
+    info, group, draw = _weights.formats()[format], _weights.packed_bytes(format, 16, k), np.random.default_rng(1)
+    groups = max(GROUPS, size // group)
+    nbytes = groups * group
     region = _weights.Region(nbytes)  # in 2 MB pages, as a model's weights are
     packed = region.take(nbytes)
     packed.view(np.uint16)[:] = draw.integers(0, 0x3C00, nbytes // 2, np.uint16)  # no scale is infinite
@@ -65,7 +65,7 @@ def main() -> None:
     print(f"{kernels.name}, k = {asked.k}, {asked.megabytes} MB, one thread, medians of {asked.rounds}\n")
     print("| format | decode GB/s | read GB/s | ratio | " + " | ".join(f"{m} tokens G/s" for m in TOKENS) + " |")
     print("|---" * (4 + len(TOKENS)) + "|")
-    for format in range(len(_kernels.formats())):
+    for format in range(len(_weights.formats())):
         print("| " + " | ".join(measure(kernels, format, asked.k, asked.megabytes << 20, asked.rounds)) + " |", flush=True)
 
 

@@ -26,6 +26,18 @@ static inline __m512i emulated_cvtepu16(__m256i x) {
 #undef _mm512_cvtepu16_epi32
 #define _mm512_cvtepu16_epi32(x) emulated_cvtepu16(x)
 
+#define RT_WIDEN_BYTES(name)                                                                  \
+  static inline __m512i emulated_##name(__m128i x) {                                          \
+    __m512i r = _mm512_castsi256_si512(_mm256_##name(x));                                     \
+    return _mm512_inserti64x4(r, _mm256_##name(_mm_srli_si128(x, 8)), 1);                     \
+  }
+RT_WIDEN_BYTES(cvtepu8_epi32)
+RT_WIDEN_BYTES(cvtepi8_epi32)
+#undef _mm512_cvtepu8_epi32
+#undef _mm512_cvtepi8_epi32
+#define _mm512_cvtepu8_epi32(x) emulated_cvtepu8_epi32(x)
+#define _mm512_cvtepi8_epi32(x) emulated_cvtepi8_epi32(x)
+
 static inline __m512 emulated_cvtepi32(__m512i x) {
   return halves(_mm256_cvtepi32_ps(_mm512_castsi512_si256(x)), _mm256_cvtepi32_ps(_mm512_extracti64x4_epi64(x, 1)));
 }

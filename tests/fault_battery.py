@@ -22,6 +22,7 @@ from sampling_cases import equals_the_book, random_row, rows_of, run, sampler
 from pyruntime import plan as p
 from pyruntime.backends.torch import TorchBackend
 from pyruntime.models import llama
+from pyruntime.quant import FORMATS
 from pyruntime.types import Batch
 
 #: config fields, the matrices' format, what the ops get besides
@@ -30,6 +31,7 @@ MODELS = {
     "q4_1": (dict(eps=1e-3, heads=3, kv_heads=3, head_dim=32, rope_interleaved=False, k_format="f32", v_format="f32"),
              "Q4_1", {}),
     "q4_0": (dict(heads=4, kv_heads=2, head_dim=24, qk_norm=True, tied=False), "Q4_0", dict(softcap=2.0, scale=0.75)),
+    "q4_k": (dict(width=256, hidden=256, heads=2, kv_heads=1, head_dim=128, layers=1), "Q4_K", {}),
     "f16": (dict(width=41, hidden=37, heads=2, kv_heads=2, head_dim=10, rope_dims=6), "F16", dict(sharp=30.0)),
     "large": (dict(width=32, hidden=32, heads=2, kv_heads=1, head_dim=8, layers=1), "BF16", dict(values=2e5)),
 }
@@ -49,7 +51,7 @@ def model(name: str):
         replace(op, window=more.get("window", 0), softcap=more.get("softcap", 0.0), scale=op.scale * more.get("sharp", 1))
         if isinstance(op, p.Attention) else replace(op, scale=more.get("scale", 1.0)) if isinstance(op, p.LinearAdd) else op
         for op in plan.ops))
-    formats = {w.name: format if w.k % 32 == 0 or format[0] != "Q" else "F32" for w in plan.weights if w.k}
+    formats = {w.name: format if w.k % FORMATS[format].BLOCK_WEIGHTS == 0 else "F32" for w in plan.weights if w.k}
     return plan, stored(plan, values, formats), stored(plan, values, formats, low_memory=True)
 
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
+from pyruntime import quant
 from pyruntime._core import _kernels, _weights
 
-FORMATS = _kernels.formats()
+FORMATS = _weights.formats()
 NAMES = [f.name for f in FORMATS]
+# Where the f16 scales and where the weights' bits stand in a file's block; scales of 8 bits, with ordinary values of theirs.
+HALVES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2],
+          "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0], "TQ1_0": [52], "TQ2_0": [64], "MXFP4": [], "NVFP4": []}
+WEIGHTS = {"Q8_0": (2, 34), "Q4_0": (2, 18), "Q4_1": (4, 20), "Q5_0": (2, 22), "Q5_1": (4, 24), "Q2_K": (16, 80), "Q3_K": (0, 96),
+           "Q4_K": (16, 144), "Q5_K": (16, 176), "Q6_K": (0, 192), "IQ4_NL": (2, 18), "IQ4_XS": (8, 136), "TQ1_0": (0, 52),
+           "TQ2_0": (0, 64), "MXFP4": (1, 17), "NVFP4": (4, 36)}
+EIGHTHS = {"MXFP4": (slice(0, 1), 118, 124), "NVFP4": (slice(0, 4), 0x20, 0x40)}
 CACHE_FORMATS = [NAMES.index(n) for n in ("F32", "F16", "BF16")]
 KINDS = ("normal", "zeros", "level", "huge", "tiny", "denormal", "nan", "inf", "spike")
 
@@ -46,20 +54,36 @@ def blocks(rng: np.random.Generator, format: int, rows: int, k: int, kind: str) 
     f = FORMATS[format]
     n = rows * (k // f.block_weights)
     raw = rng.integers(0, 256, (n, f.block_bytes), dtype=np.uint8)
+    if kind != "wild":
+        tame(rng, format, raw)
     if kind == "full":
-        raw[:] = 255
-    scales = {"Q8_0": 1, "Q4_0": 1, "Q4_1": 2}.get(f.name, 0)
-    if scales and kind != "wild":
-        raw[:, : 2 * scales] = (rng.standard_normal((n, scales)) * 0.1).astype(np.float16).view(np.uint8)
-    elif not scales and kind != "wild":
-        x = rng.standard_normal((n, 1)).astype(np.float32)
-        if f.name == "F32":
-            raw = x.view(np.uint8)
-        elif f.name == "F16":
-            raw = x.astype(np.float16).view(np.uint8)
-        else:
-            raw = _weights.half_of_f32(x.reshape(-1), True).view(np.uint8)
+        raw[:, slice(*WEIGHTS[f.name]) if f.form != "float" else slice(None)] = 255
     return np.ascontiguousarray(raw.reshape(-1))
+
+
+def tame(rng: np.random.Generator, format: int, raw: np.ndarray) -> None:
+    """Ordinary scales, or ordinary floats, into blocks [n, block_bytes]."""
+    f = FORMATS[format]
+    if f.form == "float":
+        x = rng.standard_normal(len(raw)).astype(np.float32)
+        raw[:] = quant.FORMATS[f.name].quantize(x).reshape(len(raw), -1)
+        return
+    for at in HALVES[f.name]:
+        raw[:, at:at + 2] = (rng.standard_normal((len(raw), 1)) * 0.1).astype(np.float16).view(np.uint8)
+    if f.name in EIGHTHS:
+        at, low, high = EIGHTHS[f.name]
+        raw[:, at] = rng.integers(low, high, raw[:, at].shape, dtype=np.uint8)
+
+
+def sizes(format: int, rows: int, k: int, raw: np.ndarray) -> np.ndarray:
+    """|scale * (u - offset)| + |least| of every weight at most, f64 [rows, k]; raw: the file's blocks."""
+    values = abs(_weights.decode(format, rows, k, raw).astype(np.float64))
+    f = FORMATS[format]
+    if f.form != "least":
+        return values
+    lowest = raw.reshape(-1, f.block_bytes).copy()
+    lowest[:, slice(*WEIGHTS[f.name])] = 0  # u = 0: what is left is the least value
+    return values + 2 * abs(_weights.decode(format, rows, k, lowest.reshape(-1)).astype(np.float64))
 
 
 def packed(format: int, rows: int, k: int, raw: np.ndarray) -> np.ndarray:

@@ -9,8 +9,8 @@ Given the same slots and the same cache, the reference (sums in f64, A16 roundin
   A16         q = round(n * 32639 / max|n|) is equal on both sides unless n * 32639 / max|n| lies within its own error,
               |r| (2 e_n + 4 u), of a half: then q differs by 1. Such elements are found and charged |w| * scale each.
               The scale itself carries e_n + 2 u. With no norm before it the input is the same bits: q is equal.
-  W x, Q*     S is an exact integer; each block of 32 converts S (u) and adds one fused term per plane of the weight
-              (d, and m in Q4_1): (3 blocks + 2) u of sum |w||q| scale, |w| = |d n| + |m| where there is a minimum.
+  W x, Q*     S is an exact integer; each sub-block converts S (u) and adds one fused term each for its scale and its least
+              value: (3 sub-blocks + 2) u of sum |w||q| scale, |w| = |scale (u - offset)| + |least|.
   W x, F*     four fused chains of k/4 steps and two folds: (k/4 + 3) u of sum |w||x|.
   + bias      u (|y| + |b|);  residual: u (|y| + |x|);  a slot of the reference is rounded once: u |y|.
   gate        e^-x within 1 ulp = 2 u, and three roundings; tanh, erf within 2 ulp: 8 u |a||b| in all, plus the errors of
@@ -25,10 +25,11 @@ Given the same slots and the same cache, the reference (sums in f64, A16 roundin
 from __future__ import annotations
 
 import numpy as np
+from kernel_cases import FORMATS, NAMES, sizes
 
 from pyruntime import plan as p
 from pyruntime import quant
-from pyruntime.backends.torch import INTEGER_FORMATS, TorchBackend
+from pyruntime.backends.torch import TorchBackend
 from pyruntime.types import Batch
 from pyruntime.weights import Weights
 
@@ -41,27 +42,24 @@ def norm_error(k: int) -> float:
 
 
 def magnitudes(weights: Weights, name: str) -> np.ndarray:
-    """|d n| + |m| of every weight, [rows][k] f64."""
+    """|scale * (u - offset)| + |least| of every weight, [rows][k] f64."""
     w = weights[name]
-    values = np.abs(quant.FORMATS[w.format_name].dequantize(w.blocks, (w.rows, w.k)).astype(np.float64))
-    if w.format_name != "Q4_1":
-        return values
-    least = w.blocks.reshape(-1, 20)[:, 2:4].copy().view(np.float16).astype(np.float64)
-    return values + 2 * np.abs(np.repeat(least, 32, 1).reshape(w.rows, w.k))
+    return sizes(NAMES.index(w.format_name), w.rows, w.k, w.blocks)
 
 
 def product_bound(weights: Weights, name: str, x: np.ndarray, e_n: float) -> np.ndarray:
     """Of W x [tokens][rows]; x [tokens][k] as the reference has it, with relative error e_n (0: the same bits)."""
     wide, w = magnitudes(weights, name), weights[name]
-    if w.format_name not in INTEGER_FORMATS:
+    if quant.FORMATS[w.format_name].BLOCK_WEIGHTS == 1:
         return ((w.k / 4 + 3) * U + e_n) * (np.abs(x) @ wide.T)
+    sub = FORMATS[NAMES.index(w.format_name)].sub
     most = np.abs(x).max(-1, keepdims=True)
     scale = most / 32639
     r = np.divide(x, scale, out=np.zeros_like(x), where=scale > 0)
     near = np.abs(np.abs(r - np.floor(r)) - 0.5) <= np.abs(r) * (2 * e_n + 4 * U)
     flips = (near & (e_n > 0)) * scale
     held = np.abs(x) + scale
-    return ((3 * w.k / 32 + 4) * U + 2 * e_n) * (held @ wide.T) + flips @ wide.T
+    return ((3 * w.k / sub + 4) * U + 2 * e_n) * (held @ wide.T) + flips @ wide.T
 
 
 def rms(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:

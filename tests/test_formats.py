@@ -52,7 +52,7 @@ def random_blocks(name: str, rows: int, k: int, seed: int) -> np.ndarray:
 
 def test_twins_and_table_agree() -> None:
     for twin, line in zip(quant.FORMATS.values(), _weights.formats(), strict=True):
-        assert tuple(line) == (
+        assert (line.name, line.ggml_type, line.block_weights, line.block_bytes, line.packed_bytes) == (
             twin.NAME,
             twin.GGML_TYPE,
             twin.BLOCK_WEIGHTS,

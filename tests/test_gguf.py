@@ -256,17 +256,17 @@ def test_paths_that_are_none(tmp_path: Path) -> None:
 
 def test_an_unknown_format_is_an_error_only_when_asked_for(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "k.gguf", "test")
-    writer.add_tensor("weights", np.zeros((2, 144), np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q4_K)
+    writer.add_tensor("weights", np.zeros((2, 66), np.uint8), raw_dtype=gguf.GGMLQuantizationType.IQ2_XXS)
     writer.add_tensor("fine", np.zeros((2, 34), np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     with GGUFFile(tmp_path / "k.gguf") as file:
-        assert file.tensors["weights"].format == "Q4_K" and file.tensors["weights"].shape == (2, 256)
-        assert file.raw("weights").nbytes == 288
+        assert file.tensors["weights"].format == "IQ2_XXS" and file.tensors["weights"].shape == (2, 256)
+        assert file.raw("weights").nbytes == 132
         assert file.supported("fine") == list(quant.FORMATS).index("Q8_0")
-        wanted = r"k\.gguf: tensor weights is stored as Q4_K \(ggml type 12\), .* F32 F16 BF16 Q8_0 Q4_0 Q4_1"
+        wanted = r"k\.gguf: tensor weights is stored as IQ2_XXS \(ggml type 16\), .* " + " ".join(quant.FORMATS)
         with pytest.raises(ModelInvalid, match=wanted):
             file.supported("weights")
         with pytest.raises(ModelInvalid, match=wanted):

@@ -16,7 +16,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import CACHE_FORMATS, FORMATS, NAMES, activations, blocks, kinds, lengths, packed, same, seeds, values
+from kernel_cases import (
+    CACHE_FORMATS,
+    FORMATS,
+    HALVES,
+    NAMES,
+    activations,
+    blocks,
+    kinds,
+    lengths,
+    packed,
+    same,
+    seeds,
+    sizes,
+    values,
+)
 
 from pyruntime._core import _kernels, _weights
 from pyruntime._core._kernels import Kernels
@@ -65,9 +79,9 @@ class Act:
 
     def __init__(self, raw: np.ndarray, k: int) -> None:
         kp = -(-k // 64) * 64
-        at = 64 + -(-kp // 32 * 4 // 64) * 64
+        at = 64 + -(-kp // 16 * 4 // 64) * 64
         self.scale = raw[:4].view(np.float32)[0]
-        self.sum = raw[64:64 + kp // 32 * 4].view(np.int32)
+        self.sum = raw[64:64 + kp // 16 * 4].view(np.int32)
         self.high, self.low = raw[at:at + kp].view(np.int8), raw[at + kp:at + 2 * kp].view(np.int8)
         self.q, self.x = raw[at + 2 * kp:at + 4 * kp].view(np.int16), raw[at + 4 * kp:at + 8 * kp].view(np.float32)
         assert at + 8 * kp == len(raw)
@@ -83,7 +97,7 @@ def test_activations_are_round_to_even_of_x_over_scale(seed: int, kind: str, k: 
     a = Act(SCALAR.quantize(x), k)
     assert same(a.x[:k], x) and not a.x[k:].any() and not a.q[k:].any()
     assert (a.q == 256 * a.high.astype(int) + a.low).all() and abs(a.q.astype(int)).max() <= 32639
-    assert (a.sum == a.q.astype(int).reshape(-1, 32).sum(1)).all()
+    assert (a.sum == a.q.astype(int).reshape(-1, 16).sum(1)).all()
     if not np.isfinite(x).all():
         assert np.isnan(a.scale)
     elif abs(x).max() < 2.0**-100:
@@ -138,15 +152,6 @@ def matrix(seed: int, format: int, rows: int, k: int, kind: str) -> tuple[np.ran
     return rng, k, packed(format, rows, k, raw), raw
 
 
-def scale_sizes(format: int, raw: np.ndarray, rows: int) -> np.ndarray:
-    """|d| * (the largest integer) + |m| of each block [rows, k / 32]."""
-    scales = raw.reshape(rows, -1, FORMATS[format].block_bytes)[..., :4].copy().view(np.float16).astype(float)
-    most = {"Q8_0": 128, "Q4_0": 8, "Q4_1": 15}[FORMATS[format].name]
-    return abs(scales[..., 0]) * most + (abs(scales[..., 1]) if FORMATS[format].name == "Q4_1" else 0.0)
-
-
-
-
 @given(seeds, formats, kinds, st.integers(1, 40), lengths)
 @settings(max_examples=60, deadline=None)
 def test_linear_follows_f64(seed: int, format: int, kind: str, rows: int, k: int) -> None:
@@ -154,22 +159,21 @@ def test_linear_follows_f64(seed: int, format: int, kind: str, rows: int, k: int
     x = values(rng, kind, (2, k))
     acts = activations(SCALAR, x)
     got = SCALAR.linear(format, w, k, 0, -(-rows // 16), acts)[:, :rows].astype(float)
-    dense = _weights.unpack(format, rows, k, w).astype(float)
+    dense, parts = _weights.unpack(format, rows, k, w).astype(float), sizes(format, rows, k, raw)
     for row, act, y in zip(x, acts, got, strict=True):
         a = Act(act, k)
         if not np.isfinite(row).all():
             assert not np.isfinite(y).any()
             continue
-        if FORMATS[format].block_weights == 1:
+        if FORMATS[format].form == "float":
             # Four chains of k/4 fused steps and two sums: each a rounding of at most the sum of magnitudes.
             want, size = dense @ row.astype(float), abs(dense) @ abs(row.astype(float))
             bound = (k / 4 + 3) * U * size
         else:
-            # A block of 32 enters with its sum rounded once, in at most two fused steps; then scale is multiplied. Its
-            # parts are at most |d| * (the largest integer) and |m|, times the sum of |q|.
+            # A sub-block enters with its sum rounded once, in at most two fused steps; then scale is multiplied.
             q = a.q[:k].astype(float) * float(a.scale)
-            want, size = dense @ q, (scale_sizes(format, raw, rows) * abs(q).reshape(-1, 32).sum(1)).sum(1)
-            bound = (2 * k / 32 + 4) * U * size
+            want, size = dense @ q, parts @ abs(q)
+            bound = (2 * k / FORMATS[format].sub + 4) * U * size
         fits = size < 3e38  # else a sum on the way may be infinite
         assert (abs(y - want) <= 1.01 * bound + TINY * k)[fits].all()
 
@@ -203,8 +207,8 @@ def test_a_row_knows_no_neighbour(kernels: Kernels, format: int, m: int) -> None
 def test_the_largest_weights_meet_the_largest_activations(kernels: Kernels, format: int, sign: int) -> None:
     k = 2048
     raw = np.full((16, k // FORMATS[format].block_weights, FORMATS[format].block_bytes), 255, np.uint8)
-    for scales in range({"Q8_0": 1, "Q4_0": 1, "Q4_1": 2}.get(FORMATS[format].name, 0)):
-        raw[..., 2 * scales:2 * scales + 2] = np.array([1.0], np.float16).view(np.uint8)
+    for at in HALVES.get(FORMATS[format].name, ()):
+        raw[..., at:at + 2] = np.array([1.0], np.float16).view(np.uint8)
     w = packed(format, 16, k, raw.reshape(-1))
     acts = activations(SCALAR, np.full((5, k), sign * 3.0, np.float32))
     assert same(SCALAR.linear(format, w, k, 0, 1, acts), kernels.linear(format, w, k, 0, 1, acts))

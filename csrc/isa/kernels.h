@@ -17,11 +17,10 @@ enum rt_isa {
 
 #define RT_PAGE 16 /* tokens of one page */
 #define RT_GROUP 16 /* output rows of one packed group */
-#define RT_TILE 64 /* k of one packed tile */
 
 /* One token's activations as the linear kernels read them, `rt_act_bytes(k)` bytes, 64-byte aligned. kp = k rounded up
- * to 64, padding is zero. q = round(x * 32639 / max|x|) = 256*high + low, sums of q per 32; float formats read x.
- *   f32 scale, pad to 64 bytes | s32 sum[kp/32], padded to 64 bytes | s8 high[kp] | s8 low[kp] | s16 q[kp] | f32 x[kp] */
+ * to 64, padding is zero. q = round(x * 32639 / max|x|) = 256*high + low, sums of q per 16; float formats read x.
+ *   f32 scale, pad to 64 bytes | s32 sum[kp/16], padded to 64 bytes | s8 high[kp] | s8 low[kp] | s16 q[kp] | f32 x[kp] */
 size_t rt_act_bytes(int k);
 
 struct rt_attention_args { /* one token, one KV head and the `share` query heads that read it */
@@ -39,7 +38,7 @@ struct rt_kernels {
   /* act <- the A16 form of x[k] (rms or layer norm applied first when norm != NULL; kind as plan.NormKind). */
   void (*quantize)(const float *x, int k, int norm_kind, const float *norm, const float *norm_bias, float eps, uint8_t *act);
   /* y[m][16*(last-first)] (row stride ldy) = packed groups [first, last) times each of m activations (stride act_stride).
-   * `packed` points at group 0; a group is (kp/64) tiles. Any m; each row's bits equal those of m = 1. */
+   * `packed` points at group 0; a group is kp / tile_k tiles. Any m; each row's bits equal those of m = 1. */
   void (*linear[RT_FORMATS])(const uint8_t *packed, int k, int first, int last, const uint8_t *act, size_t act_stride, int m,
                              float *y, size_t ldy);
   /* out[k] = row `row` of a packed matrix, times scale. */

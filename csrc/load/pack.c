@@ -5,7 +5,7 @@
 #include "base/checked.h"
 #include "quant/r16.h"
 
-static uint64_t tiles_of(uint64_t k) { return k / RT_TILE_K + (k % RT_TILE_K != 0); }
+static uint64_t tiles_of(uint64_t k, uint32_t tile_k) { return k / tile_k + (k % tile_k != 0); }
 static uint64_t groups_of(uint64_t rows) { return rows / RT_TILE_ROWS + (rows % RT_TILE_ROWS != 0); }
 
 static bool whole_blocks(rt_format format, uint64_t k) {
@@ -22,7 +22,8 @@ size_t rt_file_bytes(rt_format format, uint64_t rows, uint64_t k) {
 size_t rt_group_bytes(rt_format format, uint64_t k) {
   uint64_t bytes = 0;
   if (!whole_blocks(format, k)) return 0;
-  return rt_mul(tiles_of(k), rt_format_table[format].packed_bytes, &bytes) ? bytes : 0;
+  const rt_format_info *f = &rt_format_table[format];
+  return rt_mul(tiles_of(k, f->tile_k), f->packed_bytes, &bytes) ? bytes : 0;
 }
 
 size_t rt_packed_bytes(rt_format format, uint64_t rows, uint64_t k) {
@@ -34,11 +35,11 @@ size_t rt_packed_bytes(rt_format format, uint64_t rows, uint64_t k) {
 void rt_pack_group(rt_format format, uint64_t rows, uint64_t k, const uint8_t *restrict blocks, uint64_t group,
                    uint8_t *restrict dst) {
   const rt_format_info *f = &rt_format_table[format];
-  size_t stride = k / f->block_weights * f->block_bytes, tile_step = RT_TILE_K / f->block_weights * f->block_bytes;
+  size_t stride = k / f->block_weights * f->block_bytes, tile_step = f->tile_k / f->block_weights * f->block_bytes;
   uint64_t first = group * RT_TILE_ROWS, left = rows - first;
   const uint8_t *from = blocks + first * stride;
-  for (uint64_t done = 0; done < k; done += RT_TILE_K, from += tile_step, dst += f->packed_bytes)
-    f->pack(from, stride, left < RT_TILE_ROWS ? (int)left : RT_TILE_ROWS, k - done < RT_TILE_K ? (int)(k - done) : RT_TILE_K,
+  for (uint64_t done = 0; done < k; done += f->tile_k, from += tile_step, dst += f->packed_bytes)
+    f->pack(from, stride, left < RT_TILE_ROWS ? (int)left : RT_TILE_ROWS, (int)(k - done < f->tile_k ? k - done : f->tile_k),
             dst);
 }
 
@@ -69,8 +70,8 @@ rt_code rt_pack(rt_format format, uint64_t rows, uint64_t k, const uint8_t *rest
 void rt_unpack_row(rt_format format, uint64_t k, const uint8_t *restrict packed, uint64_t row, float *restrict out) {
   const rt_format_info *f = &rt_format_table[format];
   const uint8_t *tile = packed + row / RT_TILE_ROWS * rt_group_bytes(format, k);
-  float last[RT_TILE_K];
-  for (; k >= RT_TILE_K; k -= RT_TILE_K, tile += f->packed_bytes, out += RT_TILE_K)
+  float last[RT_TILE_MOST];
+  for (; k >= f->tile_k; k -= f->tile_k, tile += f->packed_bytes, out += f->tile_k)
     f->unpack(tile, (int)(row % RT_TILE_ROWS), out);
   if (k == 0) return;
   f->unpack(tile, (int)(row % RT_TILE_ROWS), last);

@@ -1,16 +1,18 @@
 /* y = W x.  W: packed groups of 16 rows (quant/r16.h), x: A16 activations (quant/act.h), y: [m][16 * (last - first)] f32.
  *
- * One lane is one row. Block formats: acc = fma(f32(S), d, acc) over blocks of 32 k in ascending order, S the exact integer
- * sum; y = acc * scale. Float formats read x: four chains k mod 4 of fma in ascending k, (c0 + c1) + (c2 + c3).
+ * One lane is one row. Block formats: for each sub-block, in ascending order, the exact integer S = sum (u - offset) q, then
+ * acc = fma(f32(S), scale, acc) and, with a least value, acc = fma(least, f32(sum q), acc); y = acc * act scale.
+ * Float formats read x: four chains k mod 4 of fma in ascending k, (c0 + c1) + (c2 + c3).
  * The order knows nothing of m: up to V_DOT_TOKENS tokens share one pass over a group, which amortizes the unpacking.
  * Work is claimed as ranges of groups times ranges of tokens. */
 #ifndef RT_OPS_LINEAR_H
 #define RT_OPS_LINEAR_H
 #include "quant/act.h"
+#include "quant/all.h"
 
 enum { RT_AT_ONCE = 4 }; /* most tokens of one pass */
 
-typedef struct rt_rows { /* activations of some tokens, at some k */
+typedef struct rt_rows { /* activations of some tokens */
   const int32_t *sum[RT_AT_ONCE];
   const int8_t *high[RT_AT_ONCE], *low[RT_AT_ONCE];
   const int16_t *q[RT_AT_ONCE];
@@ -27,56 +29,172 @@ V_INLINE rt_rows rt_rows_of(const uint8_t *act, size_t stride, int k, int m) {
   return r;
 }
 
-/* Integer activations moved on by k. */
-V_INLINE rt_rows rt_rows_at(const rt_rows *x, int k, int m) {
-  rt_rows r;
-  for (int t = 0; t < m; t++) r.high[t] = x->high[t] + k, r.low[t] = x->low[t] + k, r.q[t] = x->q[t] + k;
-  return r;
+/* sum of q over the `sub` k (16 or 32) at k, of token t. */
+V_INLINE int32_t rt_sum_at(const rt_rows *x, int t, int k, int sub) {
+  const int32_t *sum = x->sum[t] + k / 16;
+  return sub == 16 ? sum[0] : sum[0] + sum[1];
 }
 
-typedef struct rt_sums { v16i half[2][RT_AT_ONCE]; } rt_sums; /* S of a tile's two blocks, a lane a row */
-
-/* Fetch what stands RT_AHEAD behind p. In small portions, where the lines at p are read: a core waits when it has asked for
- * more than some twenty. */
+/* Fetch `lines` cache lines RT_AHEAD behind p. In small portions, where the lines at p are read: a core waits when it has asked
+ * for more than some twenty. */
 enum { RT_AHEAD = 3072 };
-V_INLINE void rt_prefetch(const uint8_t *p, int bytes) {
-  for (int b = 0; b < bytes; b += 64) __builtin_prefetch(p + RT_AHEAD + b, 0, 3);
+V_INLINE void rt_prefetch(const uint8_t *p, int lines) {
+  for (int i = 0; i < lines; i++) __builtin_prefetch(p + RT_AHEAD + i * 64, 0, 3);
 }
+#define RT_LINES(bytes, parts) (((bytes) / (parts) + 63) / 64) /* of a part of a tile */
 
-#include "quant/bf16.h"
-#include "quant/f16.h"
-#include "quant/f32.h"
-#include "quant/q4_0.h"
-#include "quant/q4_1.h"
-#include "quant/q8_0.h"
-
-/* One group for m <= V_DOT_TOKENS tokens. y: [m][16], rows ldy apart. */
-#define RT_FLOAT_GROUP(name, tile_bytes)                                                                              \
+/* ---- one group for m <= V_DOT_TOKENS tokens. y: [m][16], rows ldy apart ---- */
+/* Floats. One token meets k in order; more keep one chain of each in registers. */
+#define RT_GROUP_FLOAT(name, tile_k, tile_bytes, sub, bits, offset)                                                   \
+  V_INLINE void rt_one_##name(const uint8_t *restrict tile, const float *restrict x, v16f (*chain)[RT_AT_ONCE]) {     \
+    for (int i = 0; i < tile_k; i++) {                                                                                \
+      if (i % 4 == 0) rt_prefetch(tile + i * (tile_bytes / tile_k), RT_LINES(tile_bytes, 16));                        \
+      chain[i % 4][0] = v_fma(rt_row_##name(tile, i), v_set1(x[i]), chain[i % 4][0]);                                 \
+    }                                                                                                                 \
+  }                                                                                                                   \
+  V_INLINE void rt_some_##name(const uint8_t *restrict tile, const rt_rows *x, int at, int m,                         \
+                               v16f (*chain)[RT_AT_ONCE]) {                                                           \
+    for (int c = 0; c < 4; c++) {                                                                                     \
+      rt_prefetch(tile + c * (tile_bytes / 4), RT_LINES(tile_bytes, 4));                                              \
+      v16f acc[RT_AT_ONCE];                                                                                           \
+      for (int t = 0; t < m; t++) acc[t] = chain[c][t];                                                               \
+      for (int i = c; i < tile_k; i += 4) {                                                                           \
+        v16f w = rt_row_##name(tile, i);                                                                              \
+        for (int t = 0; t < m; t++) acc[t] = v_fma(w, v_set1(x->x[t][at + i]), acc[t]);                               \
+      }                                                                                                               \
+      for (int t = 0; t < m; t++) chain[c][t] = acc[t];                                                               \
+    }                                                                                                                 \
+  }                                                                                                                   \
   V_INLINE void rt_group_##name(const uint8_t *restrict tile, int k, const rt_rows *x, int m, float *y, size_t ldy) { \
     v16f acc[4][RT_AT_ONCE];                                                                                          \
     for (int c = 0; c < 4; c++)                                                                                       \
       for (int t = 0; t < m; t++) acc[c][t] = v_zero();                                                               \
-    for (int at = 0; at < k; at += 64, tile += tile_bytes) {                                                          \
-      rt_dot_##name(tile, x, at, m, acc);                                                                             \
+    for (int at = 0; at < k; at += tile_k, tile += tile_bytes) {                                                      \
+      if (m == 1) rt_one_##name(tile, x->x[0] + at, acc);                                                             \
+      else rt_some_##name(tile, x, at, m, acc);                                                                       \
     }                                                                                                                 \
     for (int t = 0; t < m; t++)                                                                                       \
       v_store(y + t * ldy, v_add(v_add(acc[0][t], acc[1][t]), v_add(acc[2][t], acc[3][t])));                          \
   }
 
-#define RT_BLOCK_GROUP(name, tile_bytes)                                                                              \
+/* Blocks: the sums of sub-block c of a span, which enter acc with its scale. */
+#define RT_GROUP_BLOCK(name, tile_k, tile_bytes, sub, bits, offset, FOLD)                                             \
+  V_INLINE void rt_sums_##name(const uint8_t *restrict tile, int span, int c, const rt_rows *x, int at, int m,        \
+                               v16i *s) {                                                                             \
+    enum { STEPS = sub / 4, LINES = RT_LINES(tile_bytes, tile_k / sub) };                                             \
+    const uint8_t *ahead = tile + (span * (64 / sub) + c) * (LINES * 64);                                             \
+    v_sums sums;                                                                                                      \
+    v_sums_begin(&sums, m);                                                                                           \
+    _Pragma("GCC unroll 8") for (int j = 0; j < STEPS; j++) {                                                         \
+      v_sums_step(&sums, rt_step_##name(tile, span, c * STEPS + j), bits, j, x->q, x->high, x->low, at + j * 4, m);   \
+      ahead = v_after(ahead, &sums, bits);                                                                            \
+      for (int l = j * LINES / STEPS; l < (j + 1) * LINES / STEPS; l++) rt_prefetch(ahead + l * 64, 1);               \
+    }                                                                                                                 \
+    v_sums_end(&sums, bits, STEPS, m, s);                                                                             \
+  }                                                                                                                   \
+  V_INLINE void rt_span_##name(const uint8_t *restrict tile, int span, const rt_rows *x, int at, int m, v16f *acc) {  \
+    enum { SUBS = 64 / sub };                                                                                         \
+    _Pragma("GCC unroll 4") for (int c = 0; c < SUBS; c++) {                                                          \
+      v16i s[RT_AT_ONCE];                                                                                             \
+      rt_sums_##name(tile, span, c, x, at + c * sub, m, s);                                                           \
+      v16f scale = rt_scale_##name(tile, span * SUBS + c), least = FOLD##_OF(name, tile, span * SUBS + c);            \
+      for (int t = 0; t < m; t++) {                                                                                   \
+        int32_t sum = rt_sum_at(x, t, at + c * sub, sub);                                                             \
+        acc[t] = FOLD(v_fma(v_of_s32(offset ? v_minus(s[t], offset * sum) : s[t]), scale, acc[t]), least, sum);       \
+      }                                                                                                               \
+    }                                                                                                                 \
+  }                                                                                                                   \
   V_INLINE void rt_group_##name(const uint8_t *restrict tile, int k, const rt_rows *x, int m, float *y, size_t ldy) { \
     v16f acc[RT_AT_ONCE];                                                                                             \
     for (int t = 0; t < m; t++) acc[t] = v_zero();                                                                    \
-    for (int at = 0; at < k; at += 64, tile += tile_bytes) {                                                          \
-      rt_sums s;                                                                                                      \
-      rt_sums_##name(tile, x, at, m, &s);                                                                             \
-      rt_fold_##name(tile, x, at, m, &s, acc);                                                                        \
-    }                                                                                                                 \
+    for (int at = 0; at < k; at += tile_k, tile += tile_bytes)                                                        \
+      for (int span = 0; span < tile_k / 64; span++) rt_span_##name(tile, span, x, at + span * 64, m, acc);           \
     for (int t = 0; t < m; t++) v_store(y + t * ldy, v_mul(acc[t], v_set1(x->scale[t])));                             \
   }
+#define RT_FOLD_SCALE(acc, least, sum) ((void)least, acc)
+#define RT_FOLD_SCALE_OF(name, tile, s) v_zero()
+#define RT_FOLD_LEAST(acc, least, sum) v_fma(least, v_set1((float)(sum)), acc)
+#define RT_FOLD_LEAST_OF(name, tile, s) rt_least_##name(tile, s)
+#define RT_GROUP_SCALE(name, tile_k, tile_bytes, sub, bits, offset) \
+  RT_GROUP_BLOCK(name, tile_k, tile_bytes, sub, bits, offset, RT_FOLD_SCALE)
+#define RT_GROUP_LEAST(name, tile_k, tile_bytes, sub, bits, offset) \
+  RT_GROUP_BLOCK(name, tile_k, tile_bytes, sub, bits, offset, RT_FOLD_LEAST)
 
-/* Groups [first, last) for m tokens, V_DOT_TOKENS at a time and then by ones: a group stays in cache while they read it. */
-#define RT_LINEAR(name, tile_bytes)                                                                                  \
+/* ---- blocks and many tokens, where unpacking costs much: RT_WIDE_K k are widened once for up to RT_WIDE_MOST tokens ---- */
+enum { RT_WIDE_FROM = 12, RT_WIDE_MOST = 64, RT_WIDE_K = 256 };
+#define RT_WIDE_FLOAT(name, tile_k, tile_bytes, sub, offset) RT_WIDE_NONE(name)
+#ifdef V_WIDE_TOKENS
+typedef struct rt_widened { /* spans of RT_WIDE_K k: u - offset as v_widen leaves it, and each sub-block's scale and least */
+  _Alignas(64) int16_t u[RT_WIDE_K / 4][64];
+  _Alignas(64) float scale[RT_WIDE_K / 16][16], least[RT_WIDE_K / 16][16];
+} rt_widened;
+
+/* acc[t] <- the sub-blocks of k in [at, at + n) for V_WIDE_TOKENS tokens. */
+V_INLINE void rt_fold_widened(const rt_widened *restrict w, const rt_rows *x, int at, int n, int sub, int with_least, v16f *acc) {
+  for (int c = 0; c < n / sub; c++) {
+    v16i s[V_WIDE_TOKENS];
+    v_dot_wide(w->u[c * (sub / 4)], sub / 4, x->q, at + c * sub, s);
+    v16f scale = v_load(w->scale[c]), least = with_least ? v_load(w->least[c]) : scale;
+    for (int t = 0; t < V_WIDE_TOKENS; t++) {
+      acc[t] = v_fma(v_of_s32(s[t]), scale, acc[t]);
+      if (with_least) acc[t] = v_fma(least, v_set1((float)rt_sum_at(x, t, at + c * sub, sub)), acc[t]);
+    }
+  }
+}
+
+#define RT_WIDE_BLOCK(name, tile_k, tile_bytes, sub, offset, with_least, FOLD)                                        \
+  V_INLINE void rt_widen_##name(const uint8_t *restrict tile, int span, int at, rt_widened *restrict w) {             \
+    enum { SUBS = 64 / sub };                                                                                         \
+    _Pragma("GCC unroll 16") for (int j = 0; j < 16; j++) v_widen(rt_step_##name(tile, span, j), offset, w->u[at / 4 + j]); \
+    for (int c = 0; c < SUBS; c++) {                                                                                  \
+      v_store(w->scale[at / sub + c], rt_scale_##name(tile, span * SUBS + c));                                        \
+      if (with_least) v_store(w->least[at / sub + c], FOLD##_OF(name, tile, span * SUBS + c));                        \
+    }                                                                                                                 \
+  }                                                                                                                   \
+  V_INLINE void rt_many_##name(const uint8_t *restrict tile, int k, const uint8_t *act, size_t stride, int m,         \
+                               float *y, size_t ldy) {                                                                \
+    rt_widened w;                                                                                                     \
+    v16f acc[RT_WIDE_MOST];                                                                                           \
+    for (int t = 0; t < m; t++) acc[t] = v_zero();                                                                    \
+    for (int at = 0, n; at < k; at += RT_WIDE_K) {                                                                    \
+      for (n = 0; n < RT_WIDE_K && at + n < k; n += 64) {                                                             \
+        rt_prefetch(tile, RT_LINES(tile_bytes, tile_k / 64));                                                         \
+        rt_widen_##name(tile, n % tile_k / 64, n, &w);                                                                \
+        tile += (n + 64) % tile_k == 0 ? tile_bytes : 0;                                                              \
+      }                                                                                                               \
+      for (int t = 0; t < m; t += V_WIDE_TOKENS) {                                                                    \
+        rt_rows x = rt_rows_of(act + t * stride, stride, k, V_WIDE_TOKENS);                                           \
+        rt_fold_widened(&w, &x, at, n, sub, with_least, acc + t);                                                     \
+      }                                                                                                               \
+    }                                                                                                                 \
+    for (int t = 0; t < m; t++)                                                                                       \
+      v_store(y + t * ldy, v_mul(acc[t], v_set1(*rt_act_at((uint8_t *)(uintptr_t)(act + t * stride), k).scale)));     \
+  }                                                                                                                   \
+  /* Returns how many tokens it has done: whole V_WIDE_TOKENS, none when there are few. */                            \
+  static int rt_wide_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y,           \
+                            size_t ldy) {                                                                             \
+    int whole = m < RT_WIDE_FROM ? 0 : m / V_WIDE_TOKENS * V_WIDE_TOKENS;                                            \
+    for (int t = 0; t < whole; t += RT_WIDE_MOST)                                                                     \
+      rt_many_##name(tile, k, act + t * stride, stride, whole - t < RT_WIDE_MOST ? whole - t : RT_WIDE_MOST,          \
+                     y + t * ldy, ldy);                                                                               \
+    return whole;                                                                                                     \
+  }
+#define RT_WIDE_SCALE(name, tile_k, tile_bytes, sub, offset) \
+  RT_WIDE_BLOCK(name, tile_k, tile_bytes, sub, offset, 0, RT_FOLD_SCALE)
+#define RT_WIDE_LEAST(name, tile_k, tile_bytes, sub, offset) \
+  RT_WIDE_BLOCK(name, tile_k, tile_bytes, sub, offset, 1, RT_FOLD_LEAST)
+#else
+#define RT_WIDE_SCALE RT_WIDE_FLOAT
+#define RT_WIDE_LEAST RT_WIDE_FLOAT
+#endif
+#define RT_WIDE_NONE(name)                                                                                                  \
+  V_INLINE int rt_wide_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y, size_t ldy) { \
+    (void)tile, (void)k, (void)act, (void)stride, (void)m, (void)y, (void)ldy;                                              \
+    return 0;                                                                                                               \
+  }
+
+/* ---- groups [first, last) for m tokens: widened, V_DOT_TOKENS at a time, by ones; a group stays in cache meanwhile ---- */
+#define RT_LINEAR(name, tile_k, tile_bytes)                                                                          \
   V_INLINE void rt_tokens_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y,     \
                                  size_t ldy) {                                                                       \
     rt_rows x = rt_rows_of(act, stride, k, m);                                                                       \
@@ -84,64 +202,20 @@ V_INLINE void rt_prefetch(const uint8_t *p, int bytes) {
   }                                                                                                                  \
   static void rt_linear_##name(const uint8_t *packed, int k, int first, int last, const uint8_t *act, size_t stride, \
                                int m, float *y, size_t ldy) {                                                        \
-    size_t group_bytes = rt_act_k(k) / 64 * tile_bytes;                                                              \
+    size_t group_bytes = (size_t)((k + tile_k - 1) / tile_k) * tile_bytes;                                           \
     for (int g = first; g < last; g++, y += 16) {                                                                    \
       const uint8_t *tile = packed + g * group_bytes;                                                                \
       int t = rt_wide_##name(tile, k, act, stride, m, y, ldy);                                                       \
       for (; V_DOT_TOKENS > 1 && m - t >= V_DOT_TOKENS; t += V_DOT_TOKENS)                                           \
         rt_tokens_##name(tile, k, act + t * stride, stride, V_DOT_TOKENS, y + t * ldy, ldy);                         \
-      for (; V_DOT_TOKENS > 2 && m - t >= 2; t += 2)                                                                 \
-        rt_tokens_##name(tile, k, act + t * stride, stride, 2, y + t * ldy, ldy);                                    \
       for (; t < m; t++) rt_tokens_##name(tile, k, act + t * stride, stride, 1, y + t * ldy, ldy);                   \
     }                                                                                                                \
   }
 
-/* The same for many tokens where unpacking costs much: each tile is widened once for up to RT_WIDE_MOST tokens. Returns how
- * many tokens it has done: whole V_WIDE_TOKENS, none when there are few. */
-enum { RT_WIDE_LEAST = 12, RT_WIDE_MOST = 64 };
-#ifdef V_WIDE_TOKENS
-#define RT_WIDE(name, tile_bytes)                                                                                     \
-  V_INLINE void rt_widened_##name(const uint8_t *restrict tile, int k, const uint8_t *act, size_t stride, int m,      \
-                                  float *y, size_t ldy) {                                                             \
-    _Alignas(64) int16_t wide[2][512];                                                                                \
-    v16f acc[RT_WIDE_MOST];                                                                                           \
-    for (int t = 0; t < m; t++) acc[t] = v_zero();                                                                    \
-    for (int at = 0; at < k; at += 64, tile += tile_bytes) {                                                          \
-      rt_prefetch(tile, tile_bytes);                                                                                  \
-      rt_widen_##name(tile, wide);                                                                                    \
-      for (int t = 0; t < m; t += V_WIDE_TOKENS) {                                                                    \
-        rt_rows x = rt_rows_of(act + t * stride, stride, k, V_WIDE_TOKENS), here = rt_rows_at(&x, at, V_WIDE_TOKENS); \
-        rt_sums s;                                                                                                    \
-        v_dot_wide(wide[0], here.q, s.half[0]);                                                                       \
-        for (int i = 0; i < V_WIDE_TOKENS; i++) here.q[i] += 32;                                                      \
-        v_dot_wide(wide[1], here.q, s.half[1]);                                                                       \
-        rt_fold_##name(tile, &x, at, V_WIDE_TOKENS, &s, acc + t);                                                     \
-      }                                                                                                               \
-    }                                                                                                                 \
-    for (int t = 0; t < m; t++)                                                                                       \
-      v_store(y + t * ldy, v_mul(acc[t], v_set1(*rt_act_at((uint8_t *)(uintptr_t)(act + t * stride), k).scale)));     \
-  }                                                                                                                   \
-  static int rt_wide_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y,           \
-                            size_t ldy) {                                                                             \
-    int whole = m < RT_WIDE_LEAST ? 0 : m / V_WIDE_TOKENS * V_WIDE_TOKENS;                                            \
-    for (int t = 0; t < whole; t += RT_WIDE_MOST)                                                                     \
-      rt_widened_##name(tile, k, act + t * stride, stride, whole - t < RT_WIDE_MOST ? whole - t : RT_WIDE_MOST,       \
-                        y + t * ldy, ldy);                                                                            \
-    return whole;                                                                                                     \
-  }
-#else
-#define RT_WIDE(name, tile_bytes) RT_NO_WIDE(name)
-#endif
-#define RT_NO_WIDE(name)                                                                                                    \
-  V_INLINE int rt_wide_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y, size_t ldy) { \
-    (void)tile, (void)k, (void)act, (void)stride, (void)m, (void)y, (void)ldy;                                              \
-    return 0;                                                                                                               \
-  }
-
-/* Which of the two forms a format has follows from its block in defs/formats.def: 1 weight or 32. */
-#define RT_FORM_1(name, tile_bytes) RT_FLOAT_GROUP(name, tile_bytes) RT_NO_WIDE(name) RT_LINEAR(name, tile_bytes)
-#define RT_FORM_32(name, tile_bytes) RT_BLOCK_GROUP(name, tile_bytes) RT_WIDE(name, tile_bytes) RT_LINEAR(name, tile_bytes)
-#define FORMAT(name, ggml_type, block_weights, block_bytes, packed_bytes) RT_FORM_##block_weights(name, packed_bytes)
+#define FORMAT(name, ggml_type, block_weights, block_bytes, tile_k, packed_bytes, form, sub, bits, offset) \
+  RT_GROUP_##form(name, tile_k, packed_bytes, sub, bits, offset)                                           \
+  RT_WIDE_##form(name, tile_k, packed_bytes, sub, offset)                                                  \
+  RT_LINEAR(name, tile_k, packed_bytes)
 #include "defs/formats.def"
 #undef FORMAT
 

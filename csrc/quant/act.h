@@ -1,7 +1,7 @@
 /* A16: one token's activations as 16-bit integers, in the form every linear kernel reads.
  *
  *   kp = k rounded up to 64; padding is zero.  scale = max|x| / 32639,  q = round to even(x / scale) = 256 * high + low
- *   f32 scale, padded to 64 bytes | s32 sum[kp / 32] of q, padded to 64 | s8 high[kp] | s8 low[kp] | s16 q[kp] | f32 x[kp]
+ *   f32 scale, padded to 64 bytes | s32 sum[kp / 16] of q, padded to 64 | s8 high[kp] | s8 low[kp] | s16 q[kp] | f32 x[kp]
  *
  * 32639 = 127 * 256 + 127 is the most that high = (q + 128) >> 8, low = q - 256 * high hold in 8 bits each.
  * A row below 2^-100 everywhere is zero under scale 0. A row with a NaN or an infinity is zero under scale NaN, so that
@@ -13,14 +13,14 @@
 
 typedef struct rt_act {
   float *scale;        /* [1] */
-  int32_t *sum;        /* [kp / 32] */
+  int32_t *sum;        /* [kp / 16] */
   int8_t *high, *low;  /* [kp] */
   int16_t *q;          /* [kp] */
   float *x;            /* [kp] */
 } rt_act;
 
 static inline size_t rt_act_k(int k) { return ((size_t)k + 63) / 64 * 64; }
-static inline size_t rt_act_head(size_t kp) { return 64 + (kp / 32 * 4 + 63) / 64 * 64; }
+static inline size_t rt_act_head(size_t kp) { return 64 + (kp / 16 * 4 + 63) / 64 * 64; }
 static inline size_t rt_act_size(int k) { return rt_act_head(rt_act_k(k)) + rt_act_k(k) * 8; }
 
 static inline rt_act rt_act_at(uint8_t *act, int k) {
@@ -36,19 +36,19 @@ static inline void rt_act_round(rt_act a, size_t kp, float most, float broken) {
   int usable = broken == 0.0f && most >= 0x1p-100f;
   *a.scale = usable ? most / (float)MOST : broken;
   if (!usable) {
-    memset(a.sum, 0, kp / 32 * sizeof *a.sum);
+    memset(a.sum, 0, kp / 16 * sizeof *a.sum);
     memset(a.high, 0, kp);
     memset(a.low, 0, kp);
     memset(a.q, 0, kp * sizeof *a.q);
     return;
   }
   v16f inverse = v_set1((float)MOST / most);
-  for (size_t block = 0; block < kp / 32; block++) {
-    int32_t q[32], sum = 0;
-    int16_t *restrict both = a.q + block * 32;
-    int8_t *restrict high = a.high + block * 32, *restrict low = a.low + block * 32;
-    for (int c = 0; c < 32; c += 16) v_store_s32(q + c, v_mul(v_load(a.x + block * 32 + c), inverse));
-    for (int i = 0; i < 32; i++) {
+  for (size_t block = 0; block < kp / 16; block++) {
+    int32_t q[16], sum = 0;
+    int16_t *restrict both = a.q + block * 16;
+    int8_t *restrict high = a.high + block * 16, *restrict low = a.low + block * 16;
+    v_store_s32(q, v_mul(v_load(a.x + block * 16), inverse));
+    for (int i = 0; i < 16; i++) {
       both[i] = (int16_t)q[i];
       high[i] = (int8_t)((q[i] + 128) >> 8);
       low[i] = (int8_t)q[i]; /* q - 256 * high, which fits, is q modulo 256 */

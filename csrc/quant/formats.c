@@ -1,15 +1,21 @@
 #include "quant/formats.h"
 
-#include "quant/bf16.h"
-#include "quant/f16.h"
-#include "quant/f32.h"
-#include "quant/q4_0.h"
-#include "quant/q4_1.h"
-#include "quant/q8_0.h"
+#include "simd/scalar.h"
+
+#include "quant/values.h"
+
+#define FORMAT(name, ggml_type, block_weights, block_bytes, tile_k, packed_bytes, form, sub, bits, offset)               \
+  static void rt_unpack_##name(const uint8_t *restrict tile, int row, float *restrict out) {                             \
+    rt_values_##name(tile, row, out);                                                                                    \
+  }                                                                                                                      \
+  _Static_assert(tile_k % 64 == 0 && (block_weights <= 64 || block_weights == tile_k), #name ": a tile is whole blocks");
+#include "defs/formats.def"
+#undef FORMAT
 
 const rt_format_info rt_format_table[RT_FORMATS] = {
-#define FORMAT(name, ggml_type, block_weights, block_bytes, packed_bytes) \
-  {#name, ggml_type, block_weights, block_bytes, packed_bytes, rt_decode_##name, rt_pack_##name, rt_unpack_##name},
+#define FORMAT(name, ggml_type, block_weights, block_bytes, tile_k, packed_bytes, form, sub, bits, offset)               \
+  {#name, ggml_type, block_weights, block_bytes, tile_k, packed_bytes, RT_##form, sub, bits, offset, rt_decode_##name,   \
+   rt_pack_##name, rt_unpack_##name},
 #include "defs/formats.def"
 #undef FORMAT
 };

@@ -26,33 +26,11 @@ static inline void rt_pack_Q4_0(const uint8_t *restrict blocks, size_t stride, i
   rt_pack_nibbles(blocks + 2, stride, rows, second, tile + 64);
 }
 
-static inline void rt_unpack_Q4_0(const uint8_t *restrict tile, int row, float *restrict out /* [64] */) {
-  for (int k = 0; k < 32; k++) {
-    uint8_t both = tile[64 + rt_step_at(row, k)];
-    out[k] = rt_load_f16(tile + row * 2) * (float)((both & 15) - 8);
-    out[k + 32] = rt_load_f16(tile + 32 + row * 2) * (float)((both >> 4) - 8);
-  }
-}
-
-/* ---- dot ---- */
-/* acc += d * S for each of the two blocks, S = sum (n - 8) q, exact. */
 #ifdef V_INLINE
-V_INLINE void rt_sums_Q4_0(const uint8_t *restrict tile, const rt_rows *x, int k, int m, rt_sums *s) {
-  rt_rows at = rt_rows_at(x, k, m);
-  rt_prefetch(tile, 576);
-  v_dot_u4(tile + 64, at.q, at.high, at.low, m, s->half[0], s->half[1]);
-  for (int h = 0; h < 2; h++)
-    for (int t = 0; t < m; t++) s->half[h][t] = v_minus(s->half[h][t], 8 * x->sum[t][k / 32 + h]);
+V_INLINE v64b rt_step_Q4_0(const uint8_t *restrict tile, int span, int j) {
+  (void)span;
+  return v_field(v_bytes(tile + 64 + j % 8 * 64), j / 8 * 4, 15);
 }
-V_INLINE void rt_fold_Q4_0(const uint8_t *restrict tile, const rt_rows *x, int k, int m, const rt_sums *s, v16f *acc) {
-  (void)x, (void)k;
-  for (int h = 0; h < 2; h++) {
-    v16f d = v_load_f16((const uint16_t *)(tile + h * 32));
-    for (int t = 0; t < m; t++) acc[t] = v_fma(v_of_s32(s->half[h][t]), d, acc[t]);
-  }
-}
-#ifdef V_WIDE_TOKENS
-V_INLINE void rt_widen_Q4_0(const uint8_t *restrict tile, int16_t (*wide)[512]) { v_widen_u4(tile + 64, 8, wide[0], wide[1]); }
-#endif
+V_INLINE v16f rt_scale_Q4_0(const uint8_t *restrict tile, int s) { return v_load_f16((const uint16_t *)tile + s * 16); }
 #endif
 #endif

@@ -26,33 +26,12 @@ static inline void rt_pack_Q4_1(const uint8_t *restrict blocks, size_t stride, i
   rt_pack_nibbles(blocks + 4, stride, rows, second, tile + 128);
 }
 
-static inline void rt_unpack_Q4_1(const uint8_t *restrict tile, int row, float *restrict out /* [64] */) {
-  for (int k = 0; k < 32; k++) {
-    uint8_t both = tile[128 + rt_step_at(row, k)];
-    out[k] = rt_load_f16(tile + row * 2) * (float)(both & 15) + rt_load_f16(tile + 64 + row * 2);
-    out[k + 32] = rt_load_f16(tile + 32 + row * 2) * (float)(both >> 4) + rt_load_f16(tile + 96 + row * 2);
-  }
-}
-
-/* ---- dot ---- */
-/* acc += d * S, then acc += m * sum, for each of the two blocks, S = sum n q, exact. */
 #ifdef V_INLINE
-V_INLINE void rt_sums_Q4_1(const uint8_t *restrict tile, const rt_rows *x, int k, int m, rt_sums *s) {
-  rt_rows at = rt_rows_at(x, k, m);
-  rt_prefetch(tile, 640);
-  v_dot_u4(tile + 128, at.q, at.high, at.low, m, s->half[0], s->half[1]);
+V_INLINE v64b rt_step_Q4_1(const uint8_t *restrict tile, int span, int j) {
+  (void)span;
+  return v_field(v_bytes(tile + 128 + j % 8 * 64), j / 8 * 4, 15);
 }
-V_INLINE void rt_fold_Q4_1(const uint8_t *restrict tile, const rt_rows *x, int k, int m, const rt_sums *s, v16f *acc) {
-  for (int h = 0; h < 2; h++) {
-    v16f d = v_load_f16((const uint16_t *)(tile + h * 32)), least = v_load_f16((const uint16_t *)(tile + 64 + h * 32));
-    for (int t = 0; t < m; t++) {
-      acc[t] = v_fma(v_of_s32(s->half[h][t]), d, acc[t]);
-      acc[t] = v_fma(least, v_set1((float)x->sum[t][k / 32 + h]), acc[t]);
-    }
-  }
-}
-#ifdef V_WIDE_TOKENS
-V_INLINE void rt_widen_Q4_1(const uint8_t *restrict tile, int16_t (*wide)[512]) { v_widen_u4(tile + 128, 0, wide[0], wide[1]); }
-#endif
+V_INLINE v16f rt_scale_Q4_1(const uint8_t *restrict tile, int s) { return v_load_f16((const uint16_t *)tile + s * 16); }
+V_INLINE v16f rt_least_Q4_1(const uint8_t *restrict tile, int s) { return v_load_f16((const uint16_t *)tile + 32 + s * 16); }
 #endif
 #endif

@@ -1,15 +1,23 @@
 /* R16, the one layout every weight is multiplied in.
  *
- *   A matrix of rows x k is padded to whole groups of 16 rows and whole tiles of 64 k (padding multiplies as zero).
- *   packed = [group: 16 rows][tile: 64 k] tile, one tile being `packed_bytes` of defs/formats.def.
- *   Weights of a tile stand as steps of 64 bytes = [16 row][4 k]: one AVX-512 VNNI operand, two of AVX2, four of NEON.
- *   Scales of a tile come first, [half][16 row], a half being the 32 k of one block in the file.
+ *   A matrix of rows x k is padded to whole groups of 16 rows and whole tiles of tile_k k (padding multiplies as zero).
+ *   packed = [group: 16 rows][tile: tile_k k] tile, one tile being `packed_bytes` of defs/formats.def. Formats with blocks of
+ *   256 have tiles of 256 k, the others of 64. A span is 64 k of a tile: all of it, or one of four.
+ *   Weights of a tile stand as, or make up, steps of 64 bytes = [16 row][4 k]: one AVX-512 VNNI operand, two of AVX2, four of
+ *   NEON. Scales of a tile come first, [sub][16 row], a sub-block being the k under one scale.
  *
- * Each format's header has, for its block in the file and its tile:
- *   rt_decode_<F>(block, out)                      one block         -> f32 [block_weights]
- *   rt_pack_<F>(blocks, stride, rows, k, tile)     up to 16 x 64     -> a tile, padding included
- *   rt_unpack_<F>(tile, row, out)                  a row of a tile   -> f32 [64], the bits rt_decode_<F> gives
- * Scalar and little-endian: this is the specification. */
+ *   Weights of fewer than 8 bits are split into planes of 4, 2 or 1 bits, low ones first, a plane behind the other. A plane of
+ *   b bits has 2 b lines of 64 bytes a span; line l holds steps l, l + 2 b, l + 4 b .. of the span, the first in its low bits.
+ *
+ * Each format's header has, for its block in the file and its tile, scalar and little-endian:
+ *   rt_decode_<F>(block, out)                      one block          -> f32 [block_weights]
+ *   rt_pack_<F>(blocks, stride, rows, k, tile)     up to 16 x tile_k  -> a tile, padding included
+ * and over a vocabulary (simd/<set>.h), out of which everything that multiplies is made:
+ *   rt_row_<F>(tile, i) -> v16f                    form FLOAT: k = i of 16 rows
+ *   rt_step_<F>(tile, span, j) -> v64b             else: u of step j, 0 to 15 and a constant, of a span, k = 64 span + 4 j ..
+ *   rt_scale_<F>(tile, s) -> v16f                  of the s-th sub-block of the tile
+ *   rt_least_<F>(tile, s) -> v16f                  form LEAST: likewise
+ *   value = scale * (u - offset), or scale * (u - offset) + least rounded once. */
 #ifndef RT_R16_H
 #define RT_R16_H
 #include <stddef.h>
@@ -20,7 +28,7 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "files and tiles are little-endian, and read in place");
 
-enum { RT_TILE_ROWS = 16, RT_TILE_K = 64, RT_STEP_K = 4, RT_STEP_BYTES = 64 };
+enum { RT_TILE_ROWS = 16, RT_SPAN_K = 64, RT_TILE_MOST = 256, RT_STEP_K = 4, RT_STEP_BYTES = 64 };
 
 static inline uint16_t rt_load_u16(const uint8_t *p) {
   uint16_t x;
@@ -96,12 +104,12 @@ static inline void rt_turn_halves(const uint8_t *restrict first, size_t stride, 
 
 /* tile[64 k][16 row] of words (F32) or halves (F16, BF16); zeros where there are no rows or no k. */
 static inline void rt_pack_f32s(const uint8_t *restrict first, size_t stride, int rows, int k, uint8_t *restrict tile) {
-  if (rows < RT_TILE_ROWS || k < RT_TILE_K) memset(tile, 0, RT_TILE_ROWS * RT_TILE_K * 4);
+  if (rows < RT_TILE_ROWS || k < RT_SPAN_K) memset(tile, 0, RT_TILE_ROWS * RT_SPAN_K * 4);
   rt_pack_words(first, stride, rows, k, 0, tile);
 }
 
 static inline void rt_pack_f16s(const uint8_t *restrict first, size_t stride, int rows, int k, uint8_t *restrict tile) {
-  if (rows < RT_TILE_ROWS || k < RT_TILE_K) memset(tile, 0, RT_TILE_ROWS * RT_TILE_K * 2);
+  if (rows < RT_TILE_ROWS || k < RT_SPAN_K) memset(tile, 0, RT_TILE_ROWS * RT_SPAN_K * 2);
   int eights = rows / 8 * 8, whole = k / 8 * 8;
   for (int r = 0; r < eights; r += 8)
     for (int i = 0; i < whole; i += 8) rt_turn_halves(first + r * stride + i * 2, stride, tile + i * 32 + r * 2);
@@ -111,7 +119,7 @@ static inline void rt_pack_f16s(const uint8_t *restrict first, size_t stride, in
 
 /* tile[64 k][16 row] of bytes. */
 static inline void rt_pack_bytes(const uint8_t *restrict first, size_t stride, int rows, int k, uint8_t *restrict tile) {
-  if (rows < RT_TILE_ROWS || k < RT_TILE_K) memset(tile, 0, RT_TILE_ROWS * RT_TILE_K);
+  if (rows < RT_TILE_ROWS || k < RT_SPAN_K) memset(tile, 0, RT_TILE_ROWS * RT_SPAN_K);
   for (int i = 0; i < k; i++)
     for (int r = 0; r < rows; r++) tile[i * RT_TILE_ROWS + r] = first[r * stride + i];
 }
@@ -136,11 +144,6 @@ static inline void rt_pack_nibbles(const uint8_t *restrict first, size_t stride,
     rt_turn_words(low[0], low[1], low[2], low[3], steps + r * 4);
     rt_turn_words(high[0], high[1], high[2], high[3], steps + 4 * RT_STEP_BYTES + r * 4);
   }
-}
-
-/* Where the weight of (row, k) of a tile stands in its steps of 64 bytes, k < 32. */
-static inline size_t rt_step_at(int row, int k) {
-  return (size_t)(k / RT_STEP_K * RT_STEP_BYTES + row * RT_STEP_K + k % RT_STEP_K);
 }
 
 /* A row's part of a plane of a span: bits below .. below + bits - 1 of u, 2 * bits lines, line l holding steps l, l + 2 bits..,

@@ -91,7 +91,35 @@ V_INLINE v16i v_minus(v16i x, int32_t y) {
   return (v16i){_mm256_sub_epi32(x.a, all), _mm256_sub_epi32(x.b, all)};
 }
 
-/* ---- whole blocks ---- */
+/* ---- steps ---- */
+typedef struct v64b { __m256i a, b; } v64b; /* rows 0-7, 8-15 */
+
+V_INLINE v64b v_bytes(const uint8_t *p) { return (v64b){v_256(p), v_256(p + 32)}; }
+V_INLINE void v_store_bytes(uint8_t *p, v64b x) {
+  _mm256_storeu_si256((__m256i *)p, x.a);
+  _mm256_storeu_si256((__m256i *)(p + 32), x.b);
+}
+V_INLINE __m256i v_field_half(__m256i x, int right, int mask) {
+  x = right > 0 ? _mm256_srli_epi16(x, right) : right < 0 ? _mm256_slli_epi16(x, -right) : x;
+  return _mm256_and_si256(x, _mm256_set1_epi8((char)mask));
+}
+V_INLINE v64b v_field(v64b x, int right, int mask) {
+  return (v64b){v_field_half(x.a, right, mask), v_field_half(x.b, right, mask)};
+}
+V_INLINE v64b v_or(v64b x, v64b y) { return (v64b){_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+V_INLINE v64b v_lookup(const uint8_t *table, v64b x) {
+  __m256i both = _mm256_broadcastsi128_si256(v_128(table));
+  return (v64b){_mm256_shuffle_epi8(both, x.a), _mm256_shuffle_epi8(both, x.b)};
+}
+V_INLINE __m128i v_64(const void *p) { return _mm_loadl_epi64((const __m128i *)p); }
+V_INLINE v16f v_of_u8(const uint8_t *p) {
+  return v_of_s32((v16i){_mm256_cvtepu8_epi32(v_64(p)), _mm256_cvtepu8_epi32(v_64(p + 8))});
+}
+V_INLINE v16f v_of_s8(const uint8_t *p) {
+  return v_of_s32((v16i){_mm256_cvtepi8_epi32(v_64(p)), _mm256_cvtepi8_epi32(v_64(p + 8))});
+}
+
+/* ---- sums of a sub-block ---- */
 #define V_DOT_TOKENS 4
 
 /* Sums of integers stay in the order written: free to choose, gcc adds pairs first and spills every register it has. */
@@ -111,87 +139,87 @@ V_INLINE __m256i v_eight(const int16_t *p) { /* 8 bytes, repeated */
   return _mm256_set1_epi64x(x);
 }
 
-/* Bytes widen to 16 bits against zero, in each 128-bit lane rows 0 1 | 2 3, and meet q: products of pairs of k in s32.
- * The last horizontal add joins the pairs and restores the order of rows. */
-V_INLINE void v_dot_u8(const uint8_t *restrict steps, const int16_t *const *q, const int8_t *const *high,
-                       const int8_t *const *low, int m, v16i *restrict s) {
-  (void)high, (void)low;
+/* Up to 5 bits meet each plane of the activation, and pairs of k stay in s16 as long as no sum of them can leave it: 8 steps
+ * of 4 bits, 8 * 2 * 15 * 128 = 30720, 4 of 5. Wider ones widen to 16 bits against zero, in each 128-bit lane rows 0 1 | 2 3,
+ * and meet q: products of pairs of k in s32; the last horizontal add joins the pairs and restores the order of rows. */
+typedef struct v_sums {
+  __m256i high[V_DOT_TOKENS][2], low[V_DOT_TOKENS][2], wide[V_DOT_TOKENS][4], sum[V_DOT_TOKENS][2];
+} v_sums;
+
+V_INLINE int v_planes_fit(int bits) { return bits <= 5; }
+V_INLINE int v_steps_in_s16(int bits) { return 32767 / (2 * 128 * ((1 << bits) - 1)); }
+
+V_INLINE void v_sums_begin(v_sums *restrict s, int m) {
   const __m256i zero = _mm256_setzero_si256();
-  __m256i sum[4][4];
   for (int t = 0; t < m; t++)
-    for (int c = 0; c < 4; c++) sum[t][c] = zero;
-#pragma GCC unroll 8
-  for (int j = 0; j < 8; j++) {
-    __m256i w0 = v_256(steps + j * 64), w1 = v_256(steps + j * 64 + 32);
-    __m256i w[4] = {_mm256_unpacklo_epi8(w0, zero), _mm256_unpackhi_epi8(w0, zero), _mm256_unpacklo_epi8(w1, zero),
-                    _mm256_unpackhi_epi8(w1, zero)};
-    for (int t = 0; t < m; t++) {
-      __m256i x = v_eight(q[t] + j * 4);
-      for (int c = 0; c < 4; c++) sum[t][c] = v_chain(_mm256_add_epi32(sum[t][c], _mm256_madd_epi16(w[c], x)));
-    }
-  }
-  for (int t = 0; t < m; t++)
-    s[t] = (v16i){_mm256_hadd_epi32(sum[t][0], sum[t][1]), _mm256_hadd_epi32(sum[t][2], sum[t][3])};
+    for (int c = 0; c < 4; c++) s->high[t][c & 1] = s->low[t][c & 1] = s->sum[t][c & 1] = s->wide[t][c] = zero;
 }
 
-/* Nibbles meet each plane of the activation. Pairs of k stay in s16 for 8 steps: 8 * 2 * 15 * 128 = 30720, no saturation. */
-V_INLINE void v_dot_nibbles(const uint8_t *restrict steps, const int8_t *const *high, const int8_t *const *low, int at,
-                            int upper, int m, v16i *restrict s) {
-  const __m256i fifteen = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1), plane = _mm256_set1_epi16(256);
-  __m256i h[4][2], l[4][2];
-  for (int t = 0; t < m; t++) h[t][0] = h[t][1] = l[t][0] = l[t][1] = _mm256_setzero_si256();
-#pragma GCC unroll 8
-  for (int j = 0; j < 8; j++) {
-    __m256i w[2] = {v_256(steps + j * 64), v_256(steps + j * 64 + 32)};
-    for (int c = 0; c < 2; c++) w[c] = _mm256_and_si256(upper ? _mm256_srli_epi16(w[c], 4) : w[c], fifteen);
+/* sum += 256 * high + low, which begin again. */
+V_INLINE void v_sums_join(v_sums *restrict s, int m) {
+  const __m256i one = _mm256_set1_epi16(1), plane = _mm256_set1_epi16(256);
+  for (int t = 0; t < m; t++)
+    for (int c = 0; c < 2; c++) {
+      __m256i both = _mm256_add_epi32(_mm256_madd_epi16(s->high[t][c], plane), _mm256_madd_epi16(s->low[t][c], one));
+      s->sum[t][c] = _mm256_add_epi32(s->sum[t][c], both);
+      s->high[t][c] = s->low[t][c] = _mm256_setzero_si256();
+    }
+}
+
+V_INLINE void v_sums_step(v_sums *restrict s, v64b u, int bits, int j, const int16_t *const *q, const int8_t *const *high,
+                          const int8_t *const *low, int at, int m) {
+  if (v_planes_fit(bits)) {
+    __m256i w[2] = {u.a, u.b};
+    if (j > 0 && j % v_steps_in_s16(bits) == 0) v_sums_join(s, m);
     for (int t = 0; t < m; t++) {
-      __m256i xh = v_four(high[t] + at + j * 4), xl = v_four(low[t] + at + j * 4);
+      __m256i xh = v_four(high[t] + at), xl = v_four(low[t] + at);
       for (int c = 0; c < 2; c++) {
-        h[t][c] = v_chain(_mm256_add_epi16(h[t][c], _mm256_maddubs_epi16(w[c], xh)));
-        l[t][c] = v_chain(_mm256_add_epi16(l[t][c], _mm256_maddubs_epi16(w[c], xl)));
+        s->high[t][c] = v_chain(_mm256_add_epi16(s->high[t][c], _mm256_maddubs_epi16(w[c], xh)));
+        s->low[t][c] = v_chain(_mm256_add_epi16(s->low[t][c], _mm256_maddubs_epi16(w[c], xl)));
       }
     }
+  } else {
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i w[4] = {_mm256_unpacklo_epi8(u.a, zero), _mm256_unpackhi_epi8(u.a, zero), _mm256_unpacklo_epi8(u.b, zero),
+                    _mm256_unpackhi_epi8(u.b, zero)};
+    for (int t = 0; t < m; t++) {
+      __m256i x = v_eight(q[t] + at);
+      for (int c = 0; c < 4; c++) s->wide[t][c] = v_chain(_mm256_add_epi32(s->wide[t][c], _mm256_madd_epi16(w[c], x)));
+    }
   }
+}
+
+V_INLINE const uint8_t *v_after(const uint8_t *p, const v_sums *s, int bits) {
+  __asm__("" : "+r"(p) : "x"(v_planes_fit(bits) ? s->low[0][0] : s->wide[0][0]));
+  return p;
+}
+
+V_INLINE void v_sums_end(v_sums *restrict s, int bits, int steps, int m, v16i *restrict sum) {
+  (void)steps;
+  if (v_planes_fit(bits)) v_sums_join(s, m);
   for (int t = 0; t < m; t++)
-    s[t] = (v16i){_mm256_add_epi32(_mm256_madd_epi16(h[t][0], plane), _mm256_madd_epi16(l[t][0], one)),
-                  _mm256_add_epi32(_mm256_madd_epi16(h[t][1], plane), _mm256_madd_epi16(l[t][1], one))};
+    sum[t] = v_planes_fit(bits) ? (v16i){s->sum[t][0], s->sum[t][1]}
+                                : (v16i){_mm256_hadd_epi32(s->wide[t][0], s->wide[t][1]),
+                                         _mm256_hadd_epi32(s->wide[t][2], s->wide[t][3])};
 }
 
-V_INLINE void v_dot_u4(const uint8_t *restrict steps, const int16_t *const *q, const int8_t *const *high,
-                       const int8_t *const *low, int m, v16i *restrict first, v16i *restrict second) {
-  (void)q;
-  v_dot_nibbles(steps, high, low, 0, 0, m, first);
-  v_dot_nibbles(steps, high, low, 32, 1, m, second);
-}
-
-/* ---- many tokens: a block as s16 [16 pair of k][16 row][2], unpacked once for all of them ---- */
+/* ---- many tokens: a step as s16 [2 pair of k][16 row][2] ---- */
 #define V_WIDE_TOKENS 4
 
-/* 32 bytes [8 row][4 k] -> s16 minus offset, pairs of k `first` and `first + 1`, rows from `row` on. */
-V_INLINE void v_widen_32(__m256i bytes, __m256i offset, int16_t *wide, int first, int row) {
+/* 32 bytes [8 row][4 k] -> s16 minus offset, [2 pair] 32 apart, [8 row][2]. */
+V_INLINE void v_widen_half(__m256i bytes, __m256i offset, int16_t *restrict wide) {
   const __m256i zero = _mm256_setzero_si256();
   __m256 low = _mm256_castsi256_ps(_mm256_unpacklo_epi8(bytes, zero));
   __m256 high = _mm256_castsi256_ps(_mm256_unpackhi_epi8(bytes, zero));
   __m256i a = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0x88));
   __m256i b = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xdd));
-  _mm256_store_si256((__m256i *)(wide + first * 32 + row * 2), _mm256_sub_epi16(a, offset));
-  _mm256_store_si256((__m256i *)(wide + first * 32 + 32 + row * 2), _mm256_sub_epi16(b, offset));
+  _mm256_store_si256((__m256i *)wide, _mm256_sub_epi16(a, offset));
+  _mm256_store_si256((__m256i *)(wide + 32), _mm256_sub_epi16(b, offset));
 }
-
-V_INLINE void v_widen_u8(const uint8_t *restrict steps, int offset, int16_t *restrict wide) {
+V_INLINE void v_widen(v64b u, int offset, int16_t *restrict wide) {
   __m256i o = _mm256_set1_epi16((int16_t)offset);
-  for (int j = 0; j < 8; j++)
-    for (int c = 0; c < 2; c++) v_widen_32(v_256(steps + j * 64 + c * 32), o, wide, 2 * j, 8 * c);
-}
-
-V_INLINE void v_widen_u4(const uint8_t *restrict steps, int offset, int16_t *restrict first, int16_t *restrict second) {
-  const __m256i o = _mm256_set1_epi16((int16_t)offset), fifteen = _mm256_set1_epi8(15);
-  for (int j = 0; j < 8; j++)
-    for (int c = 0; c < 2; c++) {
-      __m256i both = v_256(steps + j * 64 + c * 32);
-      v_widen_32(_mm256_and_si256(both, fifteen), o, first, 2 * j, 8 * c);
-      v_widen_32(_mm256_and_si256(_mm256_srli_epi16(both, 4), fifteen), o, second, 2 * j, 8 * c);
-    }
+  v_widen_half(u.a, o, wide);
+  v_widen_half(u.b, o, wide + 16);
 }
 
 V_INLINE __m256i v_two(const int16_t *p) { /* 4 bytes, repeated */
@@ -200,15 +228,14 @@ V_INLINE __m256i v_two(const int16_t *p) { /* 4 bytes, repeated */
   return _mm256_set1_epi32(x);
 }
 
-/* s[t] = sum over 32 k of wide * q[t]. */
-V_INLINE void v_dot_wide(const int16_t *restrict wide, const int16_t *const *q, v16i *restrict s) {
+V_INLINE void v_dot_wide(const int16_t *restrict wide, int steps, const int16_t *const *q, int at, v16i *restrict s) {
   __m256i sum[V_WIDE_TOKENS][2];
   for (int t = 0; t < V_WIDE_TOKENS; t++) sum[t][0] = sum[t][1] = _mm256_setzero_si256();
 #pragma GCC unroll 16
-  for (int p = 0; p < 16; p++) {
+  for (int p = 0; p < 2 * steps; p++) {
     __m256i w0 = v_chain(v_256(wide + p * 32)), w1 = v_chain(v_256(wide + p * 32 + 16)); /* once, not for every token */
     for (int t = 0; t < V_WIDE_TOKENS; t++) {
-      __m256i x = v_two(q[t] + p * 2);
+      __m256i x = v_two(q[t] + at + p * 2);
       sum[t][0] = v_chain(_mm256_add_epi32(sum[t][0], _mm256_madd_epi16(w0, x)));
       sum[t][1] = v_chain(_mm256_add_epi32(sum[t][1], _mm256_madd_epi16(w1, x)));
     }

@@ -66,7 +66,24 @@ V_INLINE void v_store_s32(int32_t *p, v16f x) { _mm512_storeu_si512(p, _mm512_cv
 V_INLINE v16f v_of_s32(v16i x) { return _mm512_cvtepi32_ps(x); }
 V_INLINE v16i v_minus(v16i x, int32_t y) { return _mm512_sub_epi32(x, _mm512_set1_epi32(y)); }
 
-/* ---- whole blocks: one step is one operand of vpdpbusd, one product for each plane of the activation ---- */
+/* ---- steps ---- */
+typedef __m512i v64b;
+
+V_INLINE v64b v_bytes(const uint8_t *p) { return _mm512_loadu_si512(p); }
+V_INLINE void v_store_bytes(uint8_t *p, v64b x) { _mm512_storeu_si512(p, x); }
+V_INLINE v64b v_field(v64b x, int right, int mask) {
+  x = right > 0 ? _mm512_srli_epi16(x, (unsigned)right) : right < 0 ? _mm512_slli_epi16(x, (unsigned)-right) : x;
+  return _mm512_and_si512(x, _mm512_set1_epi8((char)mask));
+}
+V_INLINE v64b v_or(v64b x, v64b y) { return _mm512_or_si512(x, y); }
+V_INLINE __m128i v_128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
+V_INLINE v64b v_lookup(const uint8_t *table, v64b x) {
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(v_128(table)), x);
+}
+V_INLINE v16f v_of_u8(const uint8_t *p) { return v_of_s32(_mm512_cvtepu8_epi32(v_128(p))); }
+V_INLINE v16f v_of_s8(const uint8_t *p) { return v_of_s32(_mm512_cvtepi8_epi32(v_128(p))); }
+
+/* ---- sums of a sub-block: a step is one operand of vpdpbusd, one product for each plane of the activation ---- */
 #define V_DOT_TOKENS 4
 
 V_INLINE __m512i v_four(const int8_t *p) { /* 4 bytes, repeated */
@@ -74,41 +91,29 @@ V_INLINE __m512i v_four(const int8_t *p) { /* 4 bytes, repeated */
   memcpy(&x, p, 4);
   return _mm512_set1_epi32(x);
 }
-V_INLINE v16i v_planes(__m512i high, __m512i low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
 
-V_INLINE void v_dot_u8(const uint8_t *restrict steps, const int16_t *const *q, const int8_t *const *high,
-                       const int8_t *const *low, int m, v16i *restrict s) {
-  (void)q;
-  __m512i h[4], l[4];
-  for (int t = 0; t < m; t++) h[t] = l[t] = _mm512_setzero_si512();
-#pragma GCC unroll 8
-  for (int j = 0; j < 8; j++) {
-    __m512i w = _mm512_loadu_si512(steps + j * 64);
-    for (int t = 0; t < m; t++) {
-      h[t] = _mm512_dpbusd_epi32(h[t], w, v_four(high[t] + j * 4));
-      l[t] = _mm512_dpbusd_epi32(l[t], w, v_four(low[t] + j * 4));
-    }
-  }
-  for (int t = 0; t < m; t++) s[t] = v_planes(h[t], l[t]);
+typedef struct v_sums { __m512i high[V_DOT_TOKENS], low[V_DOT_TOKENS]; } v_sums;
+
+V_INLINE void v_sums_begin(v_sums *restrict s, int m) {
+  for (int t = 0; t < m; t++) s->high[t] = s->low[t] = _mm512_setzero_si512();
 }
-
-V_INLINE void v_dot_u4(const uint8_t *restrict steps, const int16_t *const *q, const int8_t *const *high,
-                       const int8_t *const *low, int m, v16i *restrict first, v16i *restrict second) {
-  (void)q;
-  const __m512i fifteen = _mm512_set1_epi8(15);
-  __m512i h0[4], l0[4], h1[4], l1[4];
-  for (int t = 0; t < m; t++) h0[t] = l0[t] = h1[t] = l1[t] = _mm512_setzero_si512();
-#pragma GCC unroll 8
-  for (int j = 0; j < 8; j++) {
-    __m512i both = _mm512_loadu_si512(steps + j * 64), w0 = _mm512_and_si512(both, fifteen),
-            w1 = _mm512_and_si512(_mm512_srli_epi16(both, 4), fifteen);
-    for (int t = 0; t < m; t++) {
-      h0[t] = _mm512_dpbusd_epi32(h0[t], w0, v_four(high[t] + j * 4));
-      l0[t] = _mm512_dpbusd_epi32(l0[t], w0, v_four(low[t] + j * 4));
-      h1[t] = _mm512_dpbusd_epi32(h1[t], w1, v_four(high[t] + 32 + j * 4));
-      l1[t] = _mm512_dpbusd_epi32(l1[t], w1, v_four(low[t] + 32 + j * 4));
-    }
+V_INLINE void v_sums_step(v_sums *restrict s, v64b u, int bits, int j, const int16_t *const *q, const int8_t *const *high,
+                          const int8_t *const *low, int at, int m) {
+  (void)bits, (void)j, (void)q;
+  for (int t = 0; t < m; t++) {
+    s->high[t] = _mm512_dpbusd_epi32(s->high[t], u, v_four(high[t] + at));
+    s->low[t] = _mm512_dpbusd_epi32(s->low[t], u, v_four(low[t] + at));
   }
-  for (int t = 0; t < m; t++) first[t] = v_planes(h0[t], l0[t]), second[t] = v_planes(h1[t], l1[t]);
+}
+V_INLINE const uint8_t *v_after(const uint8_t *p, const v_sums *s, int bits) {
+  (void)s, (void)bits;
+#ifndef RT_EMULATE_AVX512
+  __asm__("" : "+r"(p) : "v"(s->low[0]));
+#endif
+  return p;
+}
+V_INLINE void v_sums_end(v_sums *restrict s, int bits, int steps, int m, v16i *restrict sum) {
+  (void)bits, (void)steps;
+  for (int t = 0; t < m; t++) sum[t] = _mm512_add_epi32(_mm512_slli_epi32(s->high[t], 8), s->low[t]);
 }
 #endif

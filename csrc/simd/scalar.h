@@ -71,36 +71,53 @@ V_INLINE void v_store_s32(int32_t *p, v16f a) { V_LANES p[l] = (int32_t)__builti
 V_INLINE v16f v_of_s32(v16i a) { v16f r; V_LANES r.f[l] = (float)a.i[l]; return r; }
 V_INLINE v16i v_minus(v16i a, int32_t b) { V_LANES a.i[l] -= b; return a; }
 
-/* ---- whole blocks: S[row] = sum over 32 k of w[row][k] * q[k], exact ----
- * steps: [8 step][16 row][4 k] u8 (quant/r16.h). An activation is q[k] and the same as planes, q = 256 * high + low. */
-#define V_DOT_TOKENS 1 /* tokens linear takes in one pass over the weights */
+/* ---- steps: 64 bytes = 16 rows x 4 k (quant/r16.h), as the weight formats put them together ---- */
+typedef struct v64b { uint8_t b[64]; } v64b;
+#define V_BYTES for (int i = 0; i < 64; i++)
 
-/* s[t] for m tokens; q, high, low: [m] pointers at the block's first k. */
-V_INLINE void v_dot_u8(const uint8_t *restrict steps, const int16_t *const *q, const int8_t *const *high,
-                       const int8_t *const *low, int m, v16i *restrict s) {
-  (void)high, (void)low;
-  for (int t = 0; t < m; t++) {
-    memset(&s[t], 0, sizeof s[t]);
-    for (int j = 0; j < 8; j++)
-      for (int l = 0; l < 16; l++)
-        for (int i = 0; i < 4; i++) s[t].i[l] += steps[j * 64 + l * 4 + i] * q[t][j * 4 + i];
-  }
+V_INLINE v64b v_bytes(const uint8_t *p) { v64b r; memcpy(&r, p, sizeof r); return r; }
+V_INLINE void v_store_bytes(uint8_t *p, v64b a) { memcpy(p, &a, sizeof a); }
+/* Of each byte (a >> right) & mask, or (a << -right) & mask. The mask has no bit that a neighbour's would come to: sets shift
+ * wider words. right and mask are constants. */
+V_INLINE v64b v_field(v64b a, int right, int mask) {
+  V_BYTES a.b[i] = (uint8_t)((right < 0 ? a.b[i] << -right : a.b[i] >> right) & mask);
+  return a;
+}
+V_INLINE v64b v_or(v64b a, v64b b) { V_BYTES a.b[i] |= b.b[i]; return a; }
+/* table[16] at each byte; a < 16. */
+V_INLINE v64b v_lookup(const uint8_t *table, v64b a) { V_BYTES a.b[i] = table[a.b[i]]; return a; }
+/* 16 bytes as numbers. */
+V_INLINE v16f v_of_u8(const uint8_t *p) { v16f r; V_LANES r.f[l] = (float)p[l]; return r; }
+V_INLINE v16f v_of_s8(const uint8_t *p) { v16f r; V_LANES r.f[l] = (float)(int8_t)p[l]; return r; }
+
+/* ---- sums of one sub-block (16 or 32 k): S[row] = sum of u[row][k] * q[k], exact, for m tokens at once ----
+ * v_sums_begin, then v_sums_step for every 4 k in ascending order, then v_sums_end. `bits` of u, a constant, and `j`, the
+ * number of the step in its sub-block, let a set keep narrower sums while they cannot overflow. An activation is q[k] and the
+ * same as planes, q = 256 * high + low (quant/act.h); a set reads whichever it likes. [m] pointers, read from `at` on. */
+#define V_DOT_TOKENS 1 /* most tokens of one v_sums */
+
+typedef struct v_sums { v16i s[V_DOT_TOKENS]; } v_sums;
+
+V_INLINE void v_sums_begin(v_sums *restrict sums, int m) { memset(sums->s, 0, (size_t)m * sizeof sums->s[0]); }
+V_INLINE void v_sums_step(v_sums *restrict sums, v64b u, int bits, int j, const int16_t *const *q, const int8_t *const *high,
+                          const int8_t *const *low, int at, int m) {
+  (void)bits, (void)j, (void)high, (void)low;
+  for (int t = 0; t < m; t++)
+    for (int l = 0; l < 16; l++)
+      for (int i = 0; i < 4; i++) sums->s[t].i[l] += u.b[l * 4 + i] * q[t][at + i];
+}
+/* p, not before the last step's sums: what is fetched ahead stays spread among the steps instead of in front of them all. */
+V_INLINE const uint8_t *v_after(const uint8_t *p, const v_sums *sums, int bits) {
+  (void)sums, (void)bits;
+  return p;
+}
+/* steps: how many there were. s: [m] */
+V_INLINE void v_sums_end(v_sums *restrict sums, int bits, int steps, int m, v16i *restrict s) {
+  (void)bits, (void)steps;
+  memcpy(s, sums->s, (size_t)m * sizeof *s);
 }
 
-/* Two blocks: low nibbles are k 0..31 -> first[t], high nibbles k 32..63 -> second[t]. */
-V_INLINE void v_dot_u4(const uint8_t *restrict steps, const int16_t *const *q, const int8_t *const *high,
-                       const int8_t *const *low, int m, v16i *restrict first, v16i *restrict second) {
-  (void)high, (void)low;
-  for (int t = 0; t < m; t++) {
-    memset(&first[t], 0, sizeof first[t]);
-    memset(&second[t], 0, sizeof second[t]);
-    for (int j = 0; j < 8; j++)
-      for (int l = 0; l < 16; l++)
-        for (int i = 0; i < 4; i++) {
-          int both = steps[j * 64 + l * 4 + i];
-          first[t].i[l] += (both & 15) * q[t][j * 4 + i];
-          second[t].i[l] += (both >> 4) * q[t][32 + j * 4 + i];
-        }
-  }
-}
+/* ---- many tokens, where a set defines V_WIDE_TOKENS (simd/avx2.h): a tile is unpacked once for all of them ----
+ *   v_widen(u, offset, wide)    a step as s16 u - offset, in an order of the set's own, [64]
+ *   v_dot_wide(wide, steps, q, at, s)   s[t] = sum of wide * q[t] over `steps` steps, for V_WIDE_TOKENS tokens */
 #endif

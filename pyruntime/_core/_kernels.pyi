@@ -1,7 +1,7 @@
 """Every kernel of every instruction set on numpy arrays: doors for tests and benchmarks.
 
 csrc/isa/kernels.h and the headers of csrc/ops say what each kernel computes. A format is named by its index in
-`formats()`. Arrays are contiguous; wrong shapes raise FieldInvalid.
+`_weights.formats()`. Arrays are contiguous; wrong shapes raise FieldInvalid.
 """
 from __future__ import annotations
 
@@ -13,22 +13,12 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 
-class FormatInfo(NamedTuple):
-    """One line of csrc/defs/formats.def."""
-
-    name: str
-    ggml_type: int
-    block_weights: int
-    block_bytes: int
-    packed_bytes: int
-
 class IsaInfo(NamedTuple):
     """One line of csrc/defs/isas.def; `missing` names what this CPU lacks, "" when it can run."""
 
     name: str
     missing: str
 
-def formats() -> tuple[FormatInfo, ...]: ...
 def isas() -> tuple[IsaInfo, ...]: ...
 def act_bytes(k: int) -> int:
     """Bytes of one token's activations (csrc/quant/act.h)."""

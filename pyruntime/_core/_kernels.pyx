@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 
 from ..errors import FieldInvalid
@@ -12,10 +12,14 @@ from ..errors import FieldInvalid
 
 cdef extern from "quant/formats.h" nogil:
     int RT_FORMATS
+    ctypedef enum rt_format:
+        pass
     ctypedef struct rt_format_info:
-        const char *name
-        int ggml_type, block_weights, block_bytes, packed_bytes
+        int block_bytes
     const rt_format_info rt_format_table[]
+
+cdef extern from "load/pack.h" nogil:
+    size_t rt_group_bytes(rt_format format, uint64_t k)
 
 cdef extern from "base/cpu.h" nogil:
     int RT_MISSING_BYTES
@@ -55,22 +59,9 @@ cdef extern from "rt.h" nogil:
     const rt_kernels *rt_isa_kernels(int32_t isa)
 
 
-class FormatInfo(NamedTuple):
-    name: str
-    ggml_type: int
-    block_weights: int
-    block_bytes: int
-    packed_bytes: int
-
-
 class IsaInfo(NamedTuple):
     name: str
     missing: str
-
-
-def formats():
-    return tuple(FormatInfo(rt_format_table[f].name.decode(), rt_format_table[f].ggml_type, rt_format_table[f].block_weights,
-                            rt_format_table[f].block_bytes, rt_format_table[f].packed_bytes) for f in range(RT_FORMATS))
 
 
 def isas():
@@ -131,10 +122,10 @@ cdef class Kernels:
 
     def linear(self, int format, const uint8_t[::1] packed, int k, int first, int last, const uint8_t[:, ::1] acts, out=None):
         cdef int m = <int> acts.shape[0]
-        cdef size_t tiles = (<size_t> k + 63) // 64
         need(0 <= format < RT_FORMATS and self.table.linear[format] != NULL, f"no linear kernel for format {format}")
         need(m > 0 and k > 0 and 0 <= first < last, f"groups {first} to {last} of k {k} for {m} tokens")
-        need(<size_t> packed.shape[0] >= last * tiles * rt_format_table[format].packed_bytes, "packed is too short")
+        cdef size_t group = rt_group_bytes(<rt_format> format, k)
+        need(group > 0 and <size_t> packed.shape[0] >= last * group, "packed is too short")
         need(<size_t> acts.shape[1] >= rt_act_bytes(k), "acts are too short")
         if out is None:
             out = aligned((m, 16 * (last - first)))
@@ -147,8 +138,8 @@ cdef class Kernels:
     def embed(self, int format, const uint8_t[::1] packed, int k, int64_t row, float scale=1.0):
         cdef float[::1] out = aligned(k)
         need(0 <= format < RT_FORMATS and k > 0 and row >= 0, f"row {row} of k {k} in format {format}")
-        need(packed.shape[0] >= (row // 16 + 1) * ((k + 63) // 64) * <int64_t> rt_format_table[format].packed_bytes,
-             "packed is too short")
+        cdef int64_t group = <int64_t> rt_group_bytes(<rt_format> format, k)
+        need(group > 0 and packed.shape[0] >= (row // 16 + 1) * group, "packed is too short")
         self.table.embed[format](&packed[0], k, row, scale, &out[0])
         return np.asarray(out)
 

@@ -13,13 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 class FormatInfo(NamedTuple):
-    """One line of csrc/defs/formats.def: `packed_bytes` is one R16 tile of 16 rows x 64 k."""
+    """One line of csrc/defs/formats.def: `packed_bytes` is one R16 tile of 16 rows x `tile_k`.
+
+    form "float": a float each weight; "scale": scale * (u - offset); "least": scale * (u - offset) + least. The latter two have
+    `sub` k under one scale and u of `bits` bits.
+    """
 
     name: str
     ggml_type: int
     block_weights: int
     block_bytes: int
+    tile_k: int
     packed_bytes: int
+    form: str
+    sub: int
+    bits: int
+    offset: int
 
 class TensorInfo(NamedTuple):
     """A tensor of a file: shape in numpy order (k last), the format's name, place and size in bytes.

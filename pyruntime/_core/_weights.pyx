@@ -21,7 +21,12 @@ class FormatInfo(NamedTuple):
     ggml_type: int
     block_weights: int
     block_bytes: int
+    tile_k: int
     packed_bytes: int
+    form: str
+    sub: int
+    bits: int
+    offset: int
 
 
 class TensorInfo(NamedTuple):
@@ -35,7 +40,8 @@ class TensorInfo(NamedTuple):
 # ---- formats and packing ----
 
 cdef info(const rt_format_info *f):
-    return FormatInfo(f.name.decode(), f.ggml_type, f.block_weights, f.block_bytes, f.packed_bytes)
+    return FormatInfo(f.name.decode(), f.ggml_type, f.block_weights, f.block_bytes, f.tile_k, f.packed_bytes,
+                      ("float", "scale", "least")[f.form], f.sub, f.bits, f.offset)
 
 
 def formats():

@@ -10,7 +10,7 @@ cdef extern from "quant/formats.h" nogil:
 
     ctypedef struct rt_format_info:
         const char *name
-        uint32_t ggml_type, block_weights, block_bytes, packed_bytes
+        uint32_t ggml_type, block_weights, block_bytes, tile_k, packed_bytes, form, sub, bits, offset
 
     const rt_format_info rt_format_table[]
 

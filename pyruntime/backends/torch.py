@@ -11,7 +11,6 @@ from ..types import SAMPLED, Batch
 from ..weights import Weights
 from .torch_ops import OPS, Cache, Matrix, Step
 
-INTEGER_FORMATS = ("Q8_0", "Q4_0", "Q4_1")
 CACHE_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -51,7 +50,7 @@ class TorchBackend:
             values = twin.dequantize(stored.blocks, (stored.rows, stored.k))
         else:
             values = twin.unpack(stored.packed, stored.rows, stored.k) if stored.k else stored.packed.view(np.float32)
-        integer = stored.k > 0 and stored.format_name in INTEGER_FORMATS
+        integer = stored.k > 0 and twin.BLOCK_WEIGHTS > 1  # such weights meet activations rounded to integers
         return Matrix(torch.tensor(values).to(self.device, self.dtype), integer)
 
     def _arena(self, group: CacheGroup, pages: int) -> Cache:

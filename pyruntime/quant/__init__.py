@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from . import bf16, f16, f32, q4_0, q4_1, q8_0
+from . import bf16, f16, f32, q4_0, q4_1, q4_k, q8_0
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -22,13 +22,13 @@ class Format(Protocol):
     GGML_TYPE: int
     BLOCK_WEIGHTS: int
     BLOCK_BYTES: int
-    PACKED_BYTES: int  # one R16 tile, 16 rows x 64 k
+    PACKED_BYTES: int  # one R16 tile, 16 rows x 64 or 256 k
 
     def dequantize(self, blocks: Bytes, shape: tuple[int, ...]) -> Floats:
         """Bytes as they stand in a file -> f32 of `shape`."""
 
     def quantize(self, x: Floats) -> Bytes:
-        """f32 [..., k] -> blocks, rounded to nearest as the `gguf` package does; k must be whole blocks."""
+        """f32 [..., k] -> blocks, rounded to nearest as the `gguf` package does where it can; k must be whole blocks."""
 
     def pack(self, blocks: Bytes, rows: int, k: int) -> Bytes:
         """Blocks of a matrix -> R16, padding included."""
@@ -38,7 +38,7 @@ class Format(Protocol):
 
 
 #: name -> format, in the order of csrc/defs/formats.def
-FORMATS: dict[str, Format] = {m.NAME: m for m in (f32, f16, bf16, q8_0, q4_0, q4_1)}  # type: ignore[misc]
+FORMATS: dict[str, Format] = {m.NAME: m for m in (f32, f16, bf16, q8_0, q4_0, q4_1, q4_k)}  # type: ignore[misc]
 
 
 def nbytes(format: Format, shape: tuple[int, ...]) -> int:
