@@ -40,8 +40,22 @@ class ModelConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     activation: str = "silu"
+    query_scale: float = 0.0           # what scores are multiplied by; 0 = 1 / sqrt(head_dim)
+    final_softcap: float = 0.0         # 0 = none
+    window: int = 0                    # tokens a local layer sees
+    local: tuple[bool, ...] = ()       # which layers are local; () = none
+    local_rope_theta: float = 1e4
     k_format: str = "f16"
     v_format: str = "f16"
+
+
+def embedding_rows(tensors: Mapping[str, tuple[int, ...]], file: str) -> int:
+    """Rows of a file's embedding, which is the vocabulary; ModelInvalid when there is none or too many."""
+    if (shape := tensors.get("token_embd.weight")) is None:
+        raise ModelInvalid(f"{file}: tensor 'token_embd.weight' is missing")
+    if not 1 <= shape[0] <= VOCAB_MAX:
+        raise ModelInvalid(f"{file}: tensor 'token_embd.weight' has {shape[0]} rows; 1 to {VOCAB_MAX} tokens are supported")
+    return shape[0]
 
 
 class Metadata:

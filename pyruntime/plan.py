@@ -124,6 +124,16 @@ class LinearAdd:
 
 
 @dataclass(frozen=True, slots=True)
+class NormAdd:
+    """out += x / sqrt(mean(x^2) + eps) * norm: a block's output normalized before it joins the residual."""
+
+    x: str
+    out: str
+    norm: str
+    eps: float = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
 class Gated:
     """n = rmsnorm(x) (or x when norm is None); out = activation(gate n) * (up n)."""
 
@@ -190,11 +200,11 @@ class Sample:
     logits: str
 
 
-Op = Union[Embed, NormLinear, Linear, LinearAdd, Gated, RopeKV, Attention, Logits, Sample]
+Op = Union[Embed, NormLinear, Linear, LinearAdd, NormAdd, Gated, RopeKV, Attention, Logits, Sample]
 
 #: op class -> its name in csrc/defs/ops.def
 NAMES: dict[type, str] = {
-    Embed: "embed", NormLinear: "norm_linear", Linear: "linear", LinearAdd: "linear_add", Gated: "gated",
+    Embed: "embed", NormLinear: "norm_linear", Linear: "linear", LinearAdd: "linear_add", NormAdd: "norm_add", Gated: "gated",
     RopeKV: "rope_kv", Attention: "attention", Logits: "logits", Sample: "sample",
 }
 

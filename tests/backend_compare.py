@@ -16,7 +16,7 @@ PAGES, ROWS = 24, 64
 def schedule(plan: p.Plan, rng: np.random.Generator, *, lengths: tuple[int, ...]) -> list[Batch]:
     """Ragged steps: prompts in random chunks beside single tokens, through random pages."""
     sequences = [rng.integers(0, plan.vocab, n) for n in lengths]
-    tables, done, steps = tables_of(list(lengths), PAGES, rng), [0] * len(lengths), []
+    groups, done, steps = [tables_of(list(lengths), PAGES, rng) for _ in plan.groups], [0] * len(lengths), []
     while any(d < n for d, n in zip(done, lengths, strict=True)):
         live = [i for i, n in enumerate(lengths) if done[i] < n and (rng.random() < 0.8 or len(steps) > 6)]
         if not live:
@@ -25,7 +25,7 @@ def schedule(plan: p.Plan, rng: np.random.Generator, *, lengths: tuple[int, ...]
         take = {i: 1 if rng.random() < 0.3 else n for i, n in take.items()}
         flagged = np.flatnonzero(rng.random(sum(take.values())) < 0.5)[:ROWS].astype(np.int32)
         steps.append(Batch.build([(sequences[i][done[i]:done[i] + n], done[i], done[i]) for i, n in take.items()],
-                                 tables=[[tables[i] for i in take]], rows=flagged))
+                                 tables=[[tables[i] for i in take] for tables in groups], rows=flagged))
         for i, n in take.items():
             done[i] += n
     return steps

@@ -21,7 +21,7 @@ from sampling_cases import equals_the_book, random_row, rows_of, run, sampler
 
 from pyruntime import plan as p
 from pyruntime.backends.torch import TorchBackend
-from pyruntime.models import llama
+from pyruntime.models import gemma3, llama
 from pyruntime.quant import FORMATS
 from pyruntime.types import Batch
 
@@ -33,6 +33,7 @@ MODELS = {
     "q4_0": (dict(heads=4, kv_heads=2, head_dim=24, qk_norm=True, tied=False), "Q4_0", dict(softcap=2.0, scale=0.75)),
     "q4_k": (dict(width=256, hidden=256, heads=2, kv_heads=1, head_dim=128, layers=1), "Q4_K", {}),
     "f16": (dict(width=41, hidden=37, heads=2, kv_heads=2, head_dim=10, rope_dims=6), "F16", dict(sharp=30.0)),
+    "gemma": (dict(eps=1e-3, period=2, window=5), "Q8_0", dict(family=gemma3)),
     "large": (dict(width=32, hidden=32, heads=2, kv_heads=1, head_dim=8, layers=1), "BF16", dict(values=2e5)),
 }
 
@@ -42,13 +43,14 @@ def model(name: str):
     """(plan, weights packed, weights in blocks)."""
     fields, format, more = MODELS[name]
     usual = dict(layers=2, width=96, hidden=96, heads=4, kv_heads=2, head_dim=24, vocab=61)
-    plan = llama.plan(llama.tiny(**{**usual, **fields}))
+    family = more.get("family", llama)
+    plan = family.plan(family.tiny(**{**usual, **fields}))
     values = random_values(plan, 5)
     for key in values:
         if key.endswith("attn_v.weight"):
             values[key] *= more.get("values", 1)
     plan = replace(plan, ops=tuple(
-        replace(op, window=more.get("window", 0), softcap=more.get("softcap", 0.0), scale=op.scale * more.get("sharp", 1))
+        replace(op, window=more.get("window", op.window), softcap=more.get("softcap", 0.0), scale=op.scale * more.get("sharp", 1))
         if isinstance(op, p.Attention) else replace(op, scale=more.get("scale", 1.0)) if isinstance(op, p.LinearAdd) else op
         for op in plan.ops))
     formats = {w.name: format if w.k % FORMATS[format].BLOCK_WEIGHTS == 0 else "F32" for w in plan.weights if w.k}

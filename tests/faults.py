@@ -35,6 +35,10 @@ FAULTS = [
     Fault("low plane unsigned", "quant/act.h", "low[i] = (int8_t)q[i]", "(int8_t)q[i]", "(int8_t)(q[i] & 127)", isa="avx2"),
     Fault("planes swapped", "simd/avx2.h", "_mm256_add_epi32(_mm256_madd_epi16(s->high[t][c], plane)",
           "s->high[t][c]", "s->low[t][c]", isa="avx2"),
+    Fault("eps of a joining norm left out", "ops/norm.h", "rt_sum_squares(x, n, 0.0f) / (float)n + eps", "eps", "0.0f"),
+    Fault("joining norm without its weight", "ops/norm.h",
+          "v_fma(v, v_load_n(norm + i, lanes, 0.0f), v_load_n(y + i, lanes, 0.0f))", "v_load_n(norm + i, lanes, 0.0f)",
+          "v_set1(1.0f)"),
     # products
     Fault("last of a tail dropped", "ops/norm.h", "int lanes = k - i < 16 ? k - i : 16;", "k - i < 16 ? k - i : 16",
           "k - i >= 16 ? 16 : k - i > 1 ? k - i - 1 : 1"),

@@ -76,15 +76,19 @@ def bound(op: p.Op, weights: Weights, ref: TorchBackend, batch: Batch, before: d
         return quant.FORMATS["F32"].dequantize(weights[name].packed, (weights[name].rows,)).astype(np.float64)
 
     if isinstance(op, p.Embed):
-        return np.zeros_like(before[op.out])
+        return 3 * U * after(op.out) if op.scale != 1 else np.zeros_like(before[op.out])  # the scale, the product, the slot
     if isinstance(op, p.NormLinear):
         n, e = rms(before[op.x], values(op.norm), op.eps), norm_error(before[op.x].shape[1])
         parts = [product_bound(weights, w, n, e) + (U * np.abs(values(b)) if b else 0)
                  for w, b in ((op.w0, op.b0), (op.w1, op.b1), (op.w2, op.b2)) if w]
         return np.concatenate(parts, -1) * (1 + U) + 3 * U * after(op.out)
+    if isinstance(op, p.Linear):
+        return product_bound(weights, op.weight, before[op.x], 0.0) + 3 * U * after(op.out)
     if isinstance(op, p.LinearAdd):
         moved = after(op.out) + np.abs(before[op.out])
         return abs(op.scale) * product_bound(weights, op.weight, before[op.x], 0.0) + 4 * U * moved
+    if isinstance(op, p.NormAdd):
+        return np.abs(rms(before[op.x], values(op.norm), op.eps)) * norm_error(before[op.x].shape[1]) + 2 * U * after(op.out)
     if isinstance(op, p.Gated):
         n, e = rms(before[op.x], values(op.norm), op.eps), norm_error(before[op.x].shape[1])
         a, b = (ref_product(weights, w, n) for w in (op.gate, op.up))

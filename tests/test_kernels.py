@@ -131,6 +131,32 @@ def test_norms_follow_f64(seed: int, kind: str, k: int, norm_kind: int, eps: flo
     assert (abs(got - want) <= 1.01 * bound + TINY).all()
 
 
+@given(seeds, kinds, lengths, st.sampled_from([0.0, 1e-6, 0.5]))
+@few
+def test_a_normalized_sum_follows_f64(seed: int, kind: str, n: int, eps: float) -> None:
+    rng = np.random.default_rng(seed)
+    x, w, y = values(rng, kind, n), values(rng, "normal", n), values(rng, "normal", n)
+    got = SCALAR.norm_add(x, w, eps, y).astype(float)
+    if kind in ("nan", "inf"):
+        assert not np.isfinite(got).all()
+    if kind not in ("normal", "level", "spike"):
+        return
+    mean = (x.astype(float) ** 2).mean()
+    if mean + eps < 1e-3:
+        return
+    added = x / math.sqrt(mean + eps) * w.astype(float)
+    # as a norm above; the sum is rounded once more
+    assert (abs(got - (y + added)) <= 1.01 * (abs(added) * ((n / 16 + 8) / 2 + 4) * U + abs(y + added) * U) + TINY).all()
+
+
+@given(seeds, kinds, lengths, st.sampled_from([0.0, 1e-5]))
+@few
+def test_a_normalized_sum_equals_scalar(kernels: Kernels, seed: int, kind: str, n: int, eps: float) -> None:
+    rng = np.random.default_rng(seed)
+    x, w, y = values(rng, kind, n), values(rng, "normal", n), values(rng, kind, n)
+    assert same(SCALAR.norm_add(x, w, eps, y), kernels.norm_add(x, w, eps, y))
+
+
 @given(seeds, kinds, lengths, st.sampled_from([None, 0, 1]))
 @few
 def test_quantize_equals_scalar(kernels: Kernels, seed: int, kind: str, k: int, norm: int | None) -> None:

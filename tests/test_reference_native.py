@@ -15,7 +15,7 @@ from reference_models import native_backend, random_values, stored
 from pyruntime import plan as p
 from pyruntime.backends.torch import TorchBackend
 from pyruntime.config import RopeScaling
-from pyruntime.models import llama
+from pyruntime.models import gemma3, llama
 from pyruntime.types import Batch
 
 FLOATS, BLOCKS = ("F32", "F16", "BF16"), ("Q8_0", "Q4_0", "Q4_1")
@@ -32,18 +32,22 @@ def one_thread():
 
 @st.composite
 def models(draw) -> tuple[p.Plan, dict[str, str], int]:
-    """(plan, format of each matrix, seed) of a random small llama."""
+    """(plan, format of each matrix, seed) of a random small llama or gemma."""
     kv_heads, share = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2, 3, 5]))
     head_dim = 2 * draw(st.integers(1, 20)) if draw(st.booleans()) else draw(st.sampled_from([16, 32, 64]))
     width, hidden = (draw(st.sampled_from([32, 64, 96, 160])) if draw(st.booleans()) else draw(st.integers(3, 90)) for _ in "ab")
-    config = llama.tiny(
+    fields = dict(
         layers=draw(st.integers(1, 2)), width=width, heads=kv_heads * share, kv_heads=kv_heads, head_dim=head_dim,
-        hidden=hidden, vocab=draw(st.integers(17, 70)), tied=draw(st.booleans()), qkv_bias=draw(st.booleans()),
-        qk_norm=draw(st.booleans()), rope_interleaved=draw(st.booleans()), rope_dims=2 * draw(st.integers(1, head_dim // 2)),
+        hidden=hidden, vocab=draw(st.integers(17, 70)), tied=draw(st.booleans()), rope_interleaved=draw(st.booleans()),
         rope_scaling=RopeScaling("linear", 2.5) if draw(st.booleans()) else RopeScaling(),
         k_format=draw(st.sampled_from(["f16", "f16", "f32", "bf16"])),
         v_format=draw(st.sampled_from(["f16", "f16", "f32", "bf16"])))
-    plan = llama.plan(config)
+    if draw(st.integers(0, 3)):
+        plan = llama.plan(llama.tiny(**fields, qkv_bias=draw(st.booleans()), qk_norm=draw(st.booleans()),
+                                     rope_dims=2 * draw(st.integers(1, head_dim // 2))))
+    else:
+        plan = gemma3.plan(gemma3.tiny(**fields, period=2, window=draw(st.integers(1, 20)),
+                                       eps=draw(st.sampled_from([1e-6, 1e-2]))))
     if draw(st.booleans()):      # what other families use of the same ops
         window, softcap = draw(st.sampled_from([0, 1, 5, 20])), draw(st.sampled_from([0.0, 3.0]))
         kind = draw(st.sampled_from(list(p.Activation)))

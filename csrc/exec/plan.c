@@ -144,6 +144,14 @@ static bool bind_plain(const binding *b, rt_bound *o, enum rt_finish finish, int
          add_part(b, &o->linear, "weight", weight, "bias", bias, &width) && slot_of(b, "out", out, width, 0);
 }
 
+static bool bind_norm_add(const binding *b, rt_bound *o) {
+  const rt_op_norm_add *f = &o->f.norm_add;
+  const float *norm;
+  if (!slot_index(b, "x", f->x, 0) || !slot_of(b, "out", f->out, b->e->slots[f->x].width, 0)) return false;
+  if (f->x == f->out) return refuse(b, "it reads and writes slot %d", f->x);
+  return vector_of(b, "norm", f->norm, b->e->slots[f->x].width, true, &norm) && finite_field(b, "eps", f->eps);
+}
+
 static bool bind_gated(const binding *b, rt_bound *o) {
   const rt_op_gated *f = &o->f.gated;
   rt_linear *l = &o->linear;
@@ -223,6 +231,7 @@ static bool bind_op(binding *b, int32_t i) {
     case RT_OP_LINEAR_ADD:
       return bind_plain(b, o, RT_ADD, o->f.linear_add.x, o->f.linear_add.out, o->f.linear_add.weight, o->f.linear_add.bias,
                         o->f.linear_add.scale);
+    case RT_OP_NORM_ADD: return bind_norm_add(b, o);
     case RT_OP_GATED: return bind_gated(b, o);
     case RT_OP_ROPE_KV: return bind_rope_kv(b, o);
     case RT_OP_ATTENTION: return bind_attention(b, o);

@@ -2,7 +2,7 @@
  *
  * An op is PHASES phases of the pool; what each computes is a function of the unit alone, so neither threads nor claims show
  * in the result:
- *   EMBED      -, a unit a token
+ *   EMBED      -, a unit a token; so NORM_ADD
  *   linear     norm and round a token (only beyond RT_FUSED tokens), a unit is RT_TOKENS tokens times a packed group of 16 rows
  *   ROPE_KV    cosines and sines of a token (once a step), a unit is the tokens that go to one page
  *   ATTENTION  a unit is (KV head, token), or (KV head, token, split) when those are few and then the joining of splits
@@ -252,6 +252,12 @@ static void attention_units(rt_engine *e, const rt_op_attention *f, int32_t part
   }
 }
 
+/* ---- NORM_ADD ---- */
+
+static void norm_add(const rt_engine *e, const rt_op_norm_add *f, int32_t t) {
+  e->k->norm_add(row_of(e, f->x, t), e->slots[f->x].width, values_of(e, f->norm), f->eps, row_of(e, f->out, t));
+}
+
 /* ---- SAMPLE ---- */
 
 static void sample(rt_engine *e, const rt_op_sample *f, int32_t row, rt_scratch *s) {
@@ -270,7 +276,8 @@ static rt_phase open_phase(void *self, int32_t phase) {
   int32_t part = phase % PHASES, tokens = e->step.batch->n_tokens;
   rt_rotation *r;
   switch (o->kind) {
-    case RT_OP_EMBED: return (rt_phase){part ? tokens : 0, 16};
+    case RT_OP_EMBED:
+    case RT_OP_NORM_ADD: return (rt_phase){part ? tokens : 0, 16};
     case RT_OP_SAMPLE: return (rt_phase){part ? e->step.batch->n_rows : 0, 1};
     case RT_OP_ATTENTION: return attention_phase(e, &o->f.attention, part);
     case RT_OP_ROPE_KV:
@@ -292,6 +299,7 @@ static void run_units(void *self, int32_t phase, int32_t first, int32_t last, in
   rt_scratch *s = &e->scratch[thread];
   switch (o->kind) {
     case RT_OP_EMBED: for (int32_t t = first; t < last; t++) embed(e, &o->f.embed, t, s); break;
+    case RT_OP_NORM_ADD: for (int32_t t = first; t < last; t++) norm_add(e, &o->f.norm_add, t); break;
     case RT_OP_SAMPLE: for (int32_t r = first; r < last; r++) sample(e, &o->f.sample, r, s); break;
     case RT_OP_ATTENTION: attention_units(e, &o->f.attention, part, first, last, s); break;
     case RT_OP_ROPE_KV:

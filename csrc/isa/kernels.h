@@ -47,6 +47,8 @@ struct rt_kernels {
   void (*add_scaled)(const float *x, const float *bias, float scale, int n, float *y);
   /* y[i] = x[i] + bias[i] */
   void (*add_bias)(const float *x, const float *bias, int n, float *y);
+  /* y[i] += x[i] * (1 / sqrt(mean(x^2) + eps)) * norm[i] */
+  void (*norm_add)(const float *x, int n, const float *norm, float eps, float *y);
   /* out[i] = activation(gate[i]) * up[i] */
   void (*gate[3])(const float *gate, const float *up, int n, float *out);
   /* One head in place: optional RMS norm with weight norm[head_dim], then rotation by cos/sin [pairs]. */

@@ -47,4 +47,14 @@ static void rt_quantize(const float *x, int k, int norm_kind, const float *norm,
   }
   rt_act_round(a, kp, v_most(most), v_sum(broken));
 }
+
+/* y[i] += x[i] * (1 / sqrt(mean(x^2) + eps)) * norm[i], the last product and the sum rounded once. x, norm, y: [n] */
+static void rt_norm_add(const float *x, int n, const float *norm, float eps, float *y) {
+  v16f inverse = v_set1(1.0f / __builtin_sqrtf(rt_sum_squares(x, n, 0.0f) / (float)n + eps));
+  for (int i = 0; i < n; i += 16) {
+    int lanes = n - i < 16 ? n - i : 16;
+    v16f v = v_mul(v_load_n(x + i, lanes, 0.0f), inverse);
+    v_store_n(y + i, v_fma(v, v_load_n(norm + i, lanes, 0.0f), v_load_n(y + i, lanes, 0.0f)), lanes);
+  }
+}
 #endif

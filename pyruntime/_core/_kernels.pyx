@@ -44,6 +44,7 @@ cdef extern from "isa/kernels.h" nogil:
         void (**embed)(const uint8_t *, int, int64_t, float, float *) noexcept nogil
         void (*add_scaled)(const float *, const float *, float, int, float *) noexcept nogil
         void (*add_bias)(const float *, const float *, int, float *) noexcept nogil
+        void (*norm_add)(const float *, int, const float *, float, float *) noexcept nogil
         void (**gate)(const float *, const float *, int, float *) noexcept nogil
         void (*rope_head)(float *, int, const float *, float, const float *, const float *, int, int) noexcept nogil
         void (**store_k)(const float *, int, int, uint8_t *) noexcept nogil
@@ -153,6 +154,12 @@ cdef class Kernels:
         cdef int n = <int> x.shape[0]
         cdef float[::1] out = aligned(n)
         self.table.add_bias(floats(x, n, "x"), floats(bias, n, "bias"), n, &out[0])
+        return np.asarray(out)
+
+    def norm_add(self, const float[::1] x, const float[::1] norm, float eps, const float[::1] y):
+        cdef int n = <int> y.shape[0]
+        cdef float[::1] out = np.array(y)
+        self.table.norm_add(floats(x, n, "x"), n, floats(norm, n, "norm"), eps, &out[0])
         return np.asarray(out)
 
     def gate(self, int activation, const float[::1] gate, const float[::1] up):

@@ -164,6 +164,11 @@ def linear_add(step: Step, op: p.LinearAdd) -> None:
     step.slots[op.out][:] = step.x(op.out) + op.scale * product(step, step.x(op.x), op.weight, op.bias)
 
 
+def norm_add(step: Step, op: p.NormAdd) -> None:
+    """out += rmsnorm(x)."""
+    step.slots[op.out][:] = step.x(op.out) + rms_norm(step.x(op.x), step.weights[op.norm].values, op.eps)
+
+
 def gated(step: Step, op: p.Gated) -> None:
     """out = activation(gate n) * (up n)."""
     x = step.x(op.x)
@@ -243,7 +248,7 @@ def sample(step: Step, op: p.Sample) -> None:
 
 
 OPS: dict[type, Callable[[Step, Any], None]] = {
-    p.Embed: embed, p.NormLinear: norm_linear, p.Linear: linear, p.LinearAdd: linear_add, p.Gated: gated,
+    p.Embed: embed, p.NormLinear: norm_linear, p.Linear: linear, p.LinearAdd: linear_add, p.NormAdd: norm_add, p.Gated: gated,
     p.RopeKV: rope_kv, p.Attention: attention, p.Logits: logits, p.Sample: sample}
 
 

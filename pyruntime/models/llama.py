@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from ..config import CONTEXT_MAX, HEADS_MAX, LAYERS_MAX, VOCAB_MAX, WIDTH_MAX, Metadata, ModelConfig, RopeScaling
+from ..config import CONTEXT_MAX, HEADS_MAX, LAYERS_MAX, WIDTH_MAX, Metadata, ModelConfig, RopeScaling, embedding_rows
 from ..errors import ModelInvalid
 from ..plan import Attention, CacheGroup, Embed, Gated, LinearAdd, Logits, NormLinear, Plan, Rope, RopeKV, Sample, Slot, Weight
 
@@ -24,8 +24,6 @@ def from_gguf(meta: Metadata, tensors: Mapping[str, tuple[int, ...]], vector: Ca
     head_dim = meta.integer(f"{a}.attention.key_length", 2, 1024, max(width // heads, 2))
     if heads % kv_heads:
         raise ModelInvalid(f"{meta.file}: {heads} query heads do not divide evenly over {kv_heads} key-value heads")
-    if (embedding := tensors.get("token_embd.weight")) is None:
-        raise ModelInvalid(f"{meta.file}: tensor 'token_embd.weight' is missing")
     rope_dims = meta.integer(f"{a}.rope.dimension_count", 2, head_dim, head_dim)
     if rope_dims % 2:
         raise ModelInvalid(f"{meta.file}: metadata '{a}.rope.dimension_count' is {rope_dims}; it must be even")
@@ -40,17 +38,11 @@ def from_gguf(meta: Metadata, tensors: Mapping[str, tuple[int, ...]], vector: Ca
     return ModelConfig(
         family="llama", layers=meta.integer(f"{a}.block_count", 1, LAYERS_MAX), width=width, heads=heads,
         kv_heads=kv_heads, head_dim=head_dim, hidden=meta.integer(f"{a}.feed_forward_length", 1, WIDTH_MAX * 8),
-        vocab=_bounded(embedding[0], VOCAB_MAX, meta), context=meta.integer(f"{a}.context_length", 1, CONTEXT_MAX),
+        vocab=embedding_rows(tensors, meta.file), context=meta.integer(f"{a}.context_length", 1, CONTEXT_MAX),
         eps=meta.real(f"{a}.attention.layer_norm_rms_epsilon", 0.0, 1.0, 1e-5),
         rope_theta=meta.real(f"{a}.rope.freq_base", 1.0, 1e12, 1e4), rope_dims=rope_dims, rope_interleaved=True,
         rope_scaling=scaling, tied="output.weight" not in tensors, qkv_bias="blk.0.attn_q.bias" in tensors,
     )
-
-
-def _bounded(vocab: int, most: int, meta: Metadata) -> int:
-    if not 1 <= vocab <= most:
-        raise ModelInvalid(f"{meta.file}: tensor 'token_embd.weight' has {vocab} rows; 1 to {most} tokens are supported")
-    return vocab
 
 
 def _factors(values: Sequence[float], pairs: int, meta: Metadata) -> tuple[float, ...]:
