@@ -16,7 +16,7 @@ WEIGHTS = {"Q8_0": (2, 34), "Q4_0": (2, 18), "Q4_1": (4, 20), "Q5_0": (2, 22), "
            "Q4_K": (16, 144), "Q5_K": (16, 176), "Q6_K": (0, 192), "IQ4_NL": (2, 18), "IQ4_XS": (8, 136), "TQ1_0": (0, 52),
            "TQ2_0": (0, 64), "MXFP4": (1, 17), "NVFP4": (4, 36)}
 EIGHTHS = {"MXFP4": (slice(0, 1), 118, 124), "NVFP4": (slice(0, 4), 0x20, 0x40)}
-CACHE_FORMATS = [NAMES.index(n) for n in ("F32", "F16", "BF16")]
+CACHE_FORMATS = [NAMES.index(n) for n in ("F32", "F16", "BF16", "Q8_0")]
 KINDS = ("normal", "zeros", "level", "huge", "tiny", "denormal", "nan", "inf", "spike")
 
 seeds = st.integers(0, 2**32 - 1)

@@ -51,6 +51,15 @@ def native_backend(plan: Plan, weights: Weights | dict, **options):
     return NativeBackend(plan, weights or [], **options)
 
 
+def page_values(format: str, part: int, data: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """f32 [head_dim][16] of K (part 0) or [16][head_dim] of V as a page holds them."""
+    if format != "q8_0":
+        return quant.FORMATS[format.upper()].dequantize(data, shape)
+    scales = data[:shape[part]].view(np.float16).astype(np.float32)
+    q = data[2 * len(scales):].view(np.int8).astype(np.float32).reshape(shape)
+    return q * (scales.reshape(-1, PAGE_TOKENS).repeat(32, 0) if part == 0 else scales.reshape(PAGE_TOKENS, -1).repeat(32, 1))
+
+
 class Pages:
     """K and V of a native backend's pages as f64 arrays."""
 
@@ -65,10 +74,10 @@ class Pages:
             for _ in range(g.kv_heads):
                 for part, format, shape in ((0, g.k_format, (g.head_dim, PAGE_TOKENS)),
                                             (1, g.v_format, (PAGE_TOKENS, g.head_dim))):
-                    size = g.head_dim * PAGE_TOKENS
-                    n = size * (4 if format == "f32" else 2)
+                    twin = quant.FORMATS[format.upper()]
+                    n = g.head_dim // twin.BLOCK_WEIGHTS * PAGE_TOKENS * twin.BLOCK_BYTES
                     if here == layer:
-                        values = quant.FORMATS[format.upper()].dequantize(data[at:at + n], shape).astype(np.float64)
+                        values = page_values(format, part, data[at:at + n], shape).astype(np.float64)
                         out[part].append(values.T if part == 0 else values)
                     at += n
         return np.stack(out[0], 1), np.stack(out[1], 1)

@@ -10,7 +10,6 @@ import math
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -338,19 +337,49 @@ def test_rope(kernels: Kernels, seed: int, kind: str, half: int, interleaved: bo
         assert (abs(y - want) <= (2 * half / 32 + 10) * U * abs(want)).all()
 
 
+def page_bytes(format: int, head_dim: int) -> int:
+    """Of a page's K or V of one head."""
+    return head_dim // FORMATS[format].block_weights * 16 * FORMATS[format].block_bytes
+
+
 def pages_of(kernels: Kernels, format: int, part: str, rows: np.ndarray, blocks_: int) -> np.ndarray:
     """Pages [blocks, bytes] that hold rows [tokens, head_dim]; what is not stored is NaN."""
-    out = np.full((blocks_, rows.shape[1] * 16 * FORMATS[format].block_bytes), 255, np.uint8)
+    out = np.full((blocks_, page_bytes(format, rows.shape[1])), 255, np.uint8)
     for t, row in enumerate(rows):
         kernels.store(part, format, np.ascontiguousarray(row), t % 16, out[t // 16])
     return out
 
 
+def read_page(format: int, part: str, page: np.ndarray, head_dim: int) -> np.ndarray:
+    """f32 [16][head_dim] of a page of K or V."""
+    name, shape = FORMATS[format].name, (head_dim, 16) if part == "k" else (16, head_dim)
+    if name == "Q8_0":
+        scales = page[:head_dim].view(np.float16).astype(np.float32)
+        q = page[head_dim:].view(np.int8).astype(np.float32).reshape(shape)
+        wide = scales.reshape(-1, 16).repeat(32, 0) if part == "k" else scales.reshape(16, -1).repeat(32, 1)
+        with np.errstate(invalid="ignore"):
+            x = q * wide
+    elif name == "F32":
+        x = page.view(np.float32).reshape(shape)
+    else:
+        x = _weights.half_to_f32(page.view(np.uint16), name == "BF16").reshape(shape)
+    return x.T if part == "k" else x
+
+
 def stored(format: int, x: np.ndarray) -> np.ndarray:
-    """f32 as a page keeps it."""
-    if FORMATS[format].name == "F32":
+    """f32 [..., head_dim] as a page keeps it."""
+    name = FORMATS[format].name
+    if name == "F32":
         return x
-    bfloat = FORMATS[format].name == "BF16"
+    if name == "Q8_0":
+        x = np.where(np.isnan(x), x, np.clip(x, -3e38, 3e38)).astype(np.float32)
+        blocks_ = x.reshape(*x.shape[:-1], -1, 32)
+        with np.errstate(all="ignore"):
+            scale = np.minimum(abs(blocks_).max(-1, keepdims=True) / np.float32(127), np.float32(65504)).astype(np.float16)
+            scale = scale.astype(np.float32)
+            q = np.clip(blocks_ / np.where(scale > 0, scale, np.float32(1)), -127, 127)
+            return (np.round(q) * scale).astype(np.float32).reshape(x.shape)
+    bfloat = name == "BF16"
     clamped = x if bfloat else np.where(np.isnan(x), x, np.clip(x, -65504, 65504)).astype(np.float32)
     return _weights.half_to_f32(_weights.half_of_f32(clamped.reshape(-1), bfloat), bfloat).reshape(x.shape)
 
@@ -358,85 +387,104 @@ def stored(format: int, x: np.ndarray) -> np.ndarray:
 @given(seeds, st.sampled_from(CACHE_FORMATS), kinds, st.integers(1, 100), st.integers(0, 15))
 @few
 def test_store(kernels: Kernels, seed: int, format: int, kind: str, half: int, slot: int) -> None:
-    x = values(np.random.default_rng(seed), kind, 2 * half)
-    dtype = np.uint32 if FORMATS[format].name == "F32" else np.uint16
+    block = FORMATS[format].block_weights
+    head_dim = -(-2 * half // block) * block
+    x = values(np.random.default_rng(seed), kind, head_dim)
     for part in "kv":
-        page = np.full(2 * half * 16 * FORMATS[format].block_bytes, 255, np.uint8)
+        page, other = np.full((2, page_bytes(format, head_dim)), 255, np.uint8)
         kernels.store(part, format, x, slot, page)
-        rows = page.view(dtype).reshape((2 * half, 16) if part == "k" else (16, 2 * half))
-        mine = rows[:, slot] if part == "k" else rows[slot]
-        wide = np.ascontiguousarray(mine)
-        assert same(wide.view(np.float32) if dtype == np.uint32 else _weights.half_to_f32(wide, FORMATS[format].name == "BF16"),
-                    stored(format, x))
-        others = np.delete(rows, slot, 1 if part == "k" else 0)
-        assert (others == np.iinfo(dtype).max).all()
+        assert np.array_equal(read_page(format, part, page, head_dim)[slot], stored(format, x), equal_nan=True)
+        kernels.store(part, format, x, (slot + 1) % 16, other)
+        kept = other.copy()
+        kernels.store(part, format, -x, slot, other)
+        neighbour = (slot + 1) % 16
+        assert same(read_page(format, part, other, head_dim)[neighbour], read_page(format, part, kept, head_dim)[neighbour])
 
 
-@given(seeds, st.sampled_from(CACHE_FORMATS), st.sampled_from(CACHE_FORMATS), st.sampled_from([2, 6, 16, 30, 64, 128]),
-       st.integers(1, 9), st.integers(1, 70), st.sampled_from([0, 1, 5, 40]), st.sampled_from([0.0, 5.0]), st.booleans(),
-       st.sampled_from(["normal", "spike"]))
-@settings(max_examples=50, deadline=None)
-def test_attention(kernels: Kernels, seed: int, k_format: int, v_format: int, head_dim: int, share: int, tokens: int,
-                   window: int, softcap: float, sunk: bool, kind: str) -> None:
+@st.composite
+def caches(draw: st.DrawFn) -> tuple[int, int, int]:
+    """K's format, V's, and a head_dim both can hold."""
+    k, v = draw(st.sampled_from(CACHE_FORMATS)), draw(st.sampled_from(CACHE_FORMATS))
+    blocked = FORMATS[k].block_weights > 1 or FORMATS[v].block_weights > 1
+    return k, v, draw(st.sampled_from([32, 64, 96] if blocked else [2, 6, 16, 30, 64, 128]))
+
+
+@given(seeds, caches(), st.integers(1, 7), st.integers(1, 40), st.integers(0, 120), st.sampled_from([0, 0, 1, 5, 40]),
+       st.sampled_from([0.0, 0.0, 5.0]), st.booleans(), st.booleans(), st.sampled_from(["normal", "spike"]), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_attention(kernels: Kernels, seed: int, cache: tuple[int, int, int], share: int, new: int, old: int, window: int,
+                   softcap: float, sunk: bool, treed: bool, kind: str, evicted: bool) -> None:
+    """`new` tokens of a step behind `old` ones: tile == one by one == scalar, and scalar beside f64 with a naive mask."""
     rng = np.random.default_rng(seed)
+    k_format, v_format, head_dim = cache
+    new = min(new, 96 // share)
+    tokens = old + new
     count = -(-tokens // 16) + 1  # the last page is empty
     k, v = values(rng, "normal", (tokens, head_dim)), values(rng, kind, (tokens, head_dim))
-    q, scale = values(rng, "normal", (share, head_dim)), float(np.float32(head_dim**-0.5 * 3))
-    positions = np.full((count, 16), -1, np.int32)
-    positions.reshape(-1)[:tokens] = np.arange(tokens)
-    hidden = rng.random(tokens) < 0.2  # evicted tokens
-    hidden[tokens - 1] = False
-    positions.reshape(-1)[:tokens][hidden] = -1
-    position = int(rng.integers(tokens)) if not hidden[0] else tokens - 1
-    seen = np.flatnonzero(~hidden & (np.arange(tokens) <= position) & ((window == 0) | (np.arange(tokens) > position - window)))
+    q, scale = values(rng, "normal", (new, share, head_dim)), float(np.float32(head_dim**-0.5 * rng.choice([1, 3, 20])))
+    held = np.full((count, 16), -1, np.int32)
+    flat = held.reshape(-1)
+    flat[:tokens] = np.arange(tokens)
+    trees = None
+    if treed:  # parents before children; a token sees its ancestors and itself
+        parents = [int(rng.integers(-1, i)) if i else -1 for i in range(new)]
+        trees = np.zeros(new, np.uint64)
+        for i, parent in enumerate(parents):
+            trees[i] = np.uint64(1 << i) | (trees[parent] if parent >= 0 else np.uint64(0))
+            flat[old + i] = old if parent < 0 else flat[old + parent] + 1
+    positions = flat[old:tokens].copy()
+    hidden = rng.random(tokens) < (0.2 if evicted else 0)
+    hidden[old:] &= rng.random() < 0.5
+    flat[:tokens][hidden] = -1
+    at, here = flat[:tokens][None], positions[:, None]
+    seen = (at >= 0) & (at <= here) & ((window == 0) | (at > here - window))
+    if trees is not None:
+        seen[:, old:] &= (trees[:, None] >> np.arange(new, dtype=np.uint64) & np.uint64(1)).astype(bool)
     kp, vp = pages_of(SCALAR, k_format, "k", k, count), pages_of(SCALAR, v_format, "v", v, count)
-    options: dict[str, Any] = dict(position=position, scale=scale, window=window, softcap=softcap, k_format=k_format,
-                                   v_format=v_format)
-    split = int(rng.integers(1, count)) if count > 1 else 1
-    parts = [(a, b) for a, b in ((0, split), (split, count)) if b > a]
-
-    def whole(which: Kernels) -> tuple[list[np.ndarray], np.ndarray]:
-        each = [which.attention(q, kp[a:b], vp[a:b], positions[a:b], **options) for a, b in parts]
-        three = [np.stack([e[i] for e in each]) for i in range(3)]
-        return three, which.attention_combine(three[0], three[1], three[2], sinks)
-
+    split = int(rng.integers(1, count))
     sinks = values(rng, "normal", share) if sunk else None
-    partial, got = whole(SCALAR)
-    others, other = whole(kernels)
-    assert same(got, other) and all(same(a, b) for a, b in zip(partial, others, strict=True))
-    if not len(seen):
-        assert not got.any()
-        return
-    k, v, wide = stored(k_format, k)[seen].astype(float), stored(v_format, v)[seen].astype(float), q.astype(float)
-    s = wide @ k.T * scale
+
+    def whole(which: Kernels, tile: bool) -> list[np.ndarray]:
+        parts = [which.attention(q, kp[a:b], vp[a:b], held[a:b], positions, scale, window, softcap, k_format, v_format, trees,
+                                 old, a, tile) for a, b in ((0, split), (split, count))]
+        return [which.attention_join(parts, head_dim, sinks), *(x for part in parts for x in part)]
+
+    first = whole(SCALAR, False)
+    for which, tile in ((SCALAR, True), (kernels, False), (kernels, True)):
+        assert all(same(a, b) for a, b in zip(first, whole(which, tile), strict=True))
+    got = first[0]
+    k, v, wide = stored(k_format, k).astype(float), stored(v_format, v).astype(float), q.astype(float)
+    s = np.einsum("thd,kd->thk", wide, k) * scale
     # A score is off by head_dim + 1 roundings of its magnitudes (the cap does not widen that, and adds 4); a weight by that,
     # its exponential's ulp and the roundings of shifts; numerator and denominator both carry it, and their own sums.
-    off = (head_dim + 2) * U * (abs(wide) @ abs(k).T * scale).max()
+    off = (head_dim + 2) * U * (np.einsum("thd,kd->thk", abs(wide), abs(k)) * scale).max(where=seen[:, None], initial=0)
     if softcap:
         s = softcap * np.tanh(s / softcap)
         off += 5 * U * softcap
-    top = s.max(1, keepdims=True)
+    s = np.where(seen[:, None], s, -np.inf)
+    blind = ~seen.any(1)
+    assert not got[blind].any()
+    top = np.where(blind[:, None, None], 0, s.max(2, keepdims=True))
     p = np.exp(s - top)
-    total = p.sum(1, keepdims=True) + (0 if sinks is None else np.exp(sinks.astype(float)[:, None] - top))
-    span = 40 * U  # arguments of exp up to 40 in magnitude before they cease to matter, each rounded once
-    bound = (2 * off + 4 * span + (len(seen) + 40) * U) * (p / total @ abs(v))
+    total = p.sum(2, keepdims=True) + (0 if sinks is None else np.exp(sinks.astype(float)[:, None] - top)) + blind[:, None, None]
+    span = 100 * U  # arguments of exp up to 100 in magnitude before they cease to matter, each rounded once
+    bound = (2 * off + 4 * span + (tokens + 40) * U) * (p / total @ abs(v))
     assert (abs(got - p / total @ v) <= 1.01 * bound + TINY).all()
 
 
-def test_a_nan_that_is_seen_is_not_hidden(kernels: Kernels) -> None:
-    v = np.ones((20, 16), np.float32)
-    k = np.zeros((20, 16), np.float32)
-    positions = np.full((2, 16), -1, np.int32)
-    positions.reshape(-1)[:20] = np.arange(20)
+@pytest.mark.parametrize("tile", [False, True])
+def test_a_nan_that_is_seen_is_not_hidden(kernels: Kernels, tile: bool) -> None:
+    v, k = np.ones((20, 16), np.float32), np.zeros((20, 16), np.float32)
+    held = np.full((2, 16), -1, np.int32)
+    held.reshape(-1)[:20] = np.arange(20)
+    q = np.ones((2, 3, 16), np.float32)
     for which, at in ((k, 3), (k, 19), (v, 3), (v, 19)):
         kept, which[at, 5] = which[at, 5], np.nan
-        three = kernels.attention(np.ones((3, 16), np.float32), pages_of(SCALAR, 1, "k", k, 2), pages_of(SCALAR, 1, "v", v, 2),
-                                  positions, 19, 0.25)
-        out = kernels.attention_combine(*(a[None] for a in three))
-        assert np.isnan(out[:, 5]).all() and (which is v or np.isnan(out).all())
-        before = kernels.attention(np.ones((3, 16), np.float32), pages_of(SCALAR, 1, "k", k, 2),
-                                   pages_of(SCALAR, 1, "v", v, 2), positions, at - 1, 0.25)
-        assert (kernels.attention_combine(*(a[None] for a in before)) == 1).all()
+        pages = pages_of(SCALAR, 1, "k", k, 2), pages_of(SCALAR, 1, "v", v, 2)
+        partial = kernels.attention(q, *pages, held, np.array([at - 1, 19], np.int32), 0.25, tile=tile)
+        before, after = kernels.attention_join([partial], 16)
+        assert np.isnan(after[:, 5]).all() and (which is v or np.isnan(after).all())
+        assert (before == 1).all()
         which[at, 5] = kept
 
 
@@ -476,7 +524,7 @@ def test_doors_refuse_wrong_shapes() -> None:
         SCALAR.linear(0, np.zeros(10, np.uint8), 64, 0, 1, activations(SCALAR, np.ones((1, 64), np.float32)))
     with pytest.raises(FieldInvalid):
         SCALAR.add_bias(np.ones(4, np.float32), np.ones(3, np.float32))
-    assert not SCALAR.has_cache_format(NAMES.index("Q8_0"))
+    assert not SCALAR.has_cache_format(NAMES.index("Q4_0"))
 
 
 @pytest.mark.parametrize("isa", [i.name for i in _kernels.isas()])

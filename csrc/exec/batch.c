@@ -59,7 +59,13 @@ static bool check_sequence(rt_engine *e, const rt_batch *b, int32_t s, rt_status
   int32_t count = b->starts[s + 1] - start, blocks = (kv_len + RT_PAGE - 1) / RT_PAGE, written = (kv_len - count) / RT_PAGE;
   int32_t base = step->block_starts[s];
   if (rt_room_for_blocks(e, e->n_groups ? (int64_t)base + blocks : 0, st) != RT_OK) return false;
-  for (int32_t t = start; t < b->starts[s + 1]; t++) step->tokens[t].sequence = s;
+  for (int32_t t = start; t < b->starts[s + 1]; t++) {
+    step->tokens[t].sequence = s;
+    step->queries[t] = (rt_query){.position = b->positions[t]};
+  }
+  int32_t tile = e->share ? e->query_rows / e->share : 1;
+  for (int32_t t = 0; t < count; t += tile)
+    step->tiles[step->n_tiles++] = (rt_tile){s, start + t, tile < count - t ? tile : count - t, kv_len - count};
   for (int32_t g = 0; g < e->n_groups; g++) {
     rt_cache *c = &e->groups[g];
     for (int32_t i = 0; i < blocks; i++) {
@@ -87,7 +93,7 @@ static bool check_sequence(rt_engine *e, const rt_batch *b, int32_t s, rt_status
 
 static bool check_sequences(rt_engine *e, const rt_batch *b, rt_status *st) {
   rt_step *step = &e->step;
-  step->n_runs = step->splits = step->block_starts[0] = 0;
+  step->n_runs = step->n_tiles = step->splits = step->block_starts[0] = 0;
   if (++e->checks == 0) {
     for (int32_t g = 0; g < e->n_groups; g++) memset(e->groups[g].writer, 0, (size_t)e->groups[g].pages * sizeof(uint32_t));
     e->checks = 1;

@@ -11,7 +11,7 @@
 /* Sizes of work. None depends on the number of threads. */
 enum {
   RT_SPLIT = 16,       /* pages of one attention split, at absolute block indices */
-  RT_SPLIT_UNITS = 32, /* below this many (token, KV head) pairs splits are units of their own */
+  RT_SPLIT_UNITS = 64, /* up to this many (token, KV head) pairs splits are units of their own */
   RT_TOKENS = 64,      /* tokens of one linear unit */
   RT_FUSED = 4,        /* up to this many tokens each thread rounds the activations for itself */
   RT_LINE_FLOATS = 8192 /* floats of one product in a thread's scratch */
@@ -56,7 +56,7 @@ typedef struct rt_rotation { const double *inv_freq; float *cos, *sin; int32_t p
 
 typedef struct rt_activations { float *data; int32_t width, per_row; } rt_activations; /* data [max_tokens or max_rows][width] */
 
-typedef struct rt_partials { float *out, *max, *sum; } rt_partials; /* out [splits][share][head_dim], max, sum [splits][share] */
+typedef struct rt_partials { float *out, *max, *sum; } rt_partials; /* out [rows][width], max [rows], sum [rows][16] */
 
 typedef struct rt_scratch { /* one thread's */
   uint8_t *acts;        /* [RT_FUSED] activations of operation `op` in run `run` */
@@ -64,19 +64,26 @@ typedef struct rt_scratch { /* one thread's */
   int32_t op;
   float *y, *y2;        /* [RT_LINE_FLOATS] */
   uint8_t *group;       /* one packed group, low-memory mode */
-  rt_partials partials; /* of one query */
+  rt_partials partials; /* of one tile */
+  float *top, *total;   /* [rows], [rows][16] of a tile */
+  float *pages;         /* attention_tile's scratch */
   uint8_t *sample;      /* rt_sample_bytes */
 } rt_scratch;
 
 typedef struct rt_token { int32_t token, position, sequence; } rt_token;
 typedef struct rt_run { int32_t token, count, block, slot; } rt_run; /* tokens that go to one page: `block` of rt_step.blocks */
-typedef struct rt_block { int32_t page, low, high; const int32_t *positions; } rt_block; /* low, high of its stored positions */
+typedef struct rt_block rt_block;
+typedef struct rt_query rt_query;
+/* Neighbouring tokens of a sequence that attention takes together; fresh: slot of the sequence's first token in this step. */
+typedef struct rt_tile { int32_t sequence, token, count, fresh; } rt_tile;
 
 typedef struct rt_step { /* one batch, checked */
   const rt_batch *batch;
-  int32_t first, n_runs, splits; /* splits: of the longest sequence */
+  int32_t first, n_runs, n_tiles, splits; /* splits: of the longest sequence */
   rt_token *tokens;              /* [max_tokens] */
+  rt_query *queries;             /* [max_tokens] */
   rt_run *runs;                  /* [max_tokens] */
+  rt_tile *tiles;                /* [max_tokens] */
   int32_t *block_starts;         /* [max_seqs + 1] */
   rt_block **blocks;             /* [n_groups] -> [block_room], which grows with what sequences hold */
   int32_t block_room;
@@ -104,14 +111,15 @@ struct rt_engine {
   rt_sampled *sampled;   /* [max_rows] */
   uint8_t *acts;         /* activations of every token, when more than RT_FUSED */
   uint32_t checks;       /* number of this batch check */
-  rt_partials partials;  /* of RT_SPLIT_UNITS queries */
+  rt_partials partials;  /* of RT_SPLIT_UNITS (token, KV head) pairs */
   rt_step step;
   rt_clock clock;
   uint64_t run;          /* number of this rt_engine_run */
-  int32_t splits;        /* of one query that partials have room for */
+  int32_t splits;        /* of one pair that partials have room for */
   /* The largest an op needs. */
   size_t acts_bytes, fused_bytes, group_bytes;
-  int32_t partial_floats, share;
+  size_t page_floats;                        /* attention_tile's scratch */
+  int32_t share, query_rows, partial_floats; /* query heads of a KV head; rows of a tile; floats of a tile's partial */
 };
 
 /* exec/room.c: room for a batch's blocks in all, and for the splits of its longest sequence. */

@@ -288,12 +288,14 @@ static bool bind_group(const binding *b, int32_t i) {
     return false;
   *c = (rt_cache){.layers = g->layers, .kv_heads = g->kv_heads, .head_dim = g->head_dim, .pages = g->pages,
                   .k_format = (rt_format)g->k_format, .v_format = (rt_format)g->v_format};
+  const rt_format_info *k = &rt_format_table[c->k_format], *v = &rt_format_table[c->v_format];
   if (!b->e->k->store_k[c->k_format] || !b->e->k->store_v[c->v_format])
-    return rt_fail(st, RT_INVALID, "a cache in %s and %s is not supported; known: F16, F32", rt_format_table[c->k_format].name,
-                   rt_format_table[c->v_format].name), false;
-  size_t plane = (size_t)RT_PAGE * (size_t)c->head_dim;
-  c->k_bytes = plane * rt_format_table[c->k_format].block_bytes;
-  c->head_bytes = c->k_bytes + plane * rt_format_table[c->v_format].block_bytes;
+    return rt_fail(st, RT_INVALID, "a cache in %s and %s is not supported; known: F32, F16, BF16, Q8_0", k->name, v->name), false;
+  if (c->head_dim % k->block_weights || c->head_dim % v->block_weights)
+    return rt_fail(st, RT_INVALID, "a cache in %s and %s needs heads of whole blocks of %d, and head_dim is %d; take F16 or BF16",
+                   k->name, v->name, k->block_weights > v->block_weights ? k->block_weights : v->block_weights, c->head_dim), false;
+  c->k_bytes = (size_t)(c->head_dim / k->block_weights) * RT_PAGE * (size_t)k->block_bytes;
+  c->head_bytes = c->k_bytes + (size_t)(c->head_dim / v->block_weights) * RT_PAGE * (size_t)v->block_bytes;
   c->layer_bytes = c->head_bytes * (size_t)c->kv_heads;
   c->page_bytes = c->layer_bytes * (size_t)c->layers;
   uint64_t all;
@@ -329,14 +331,17 @@ static bool bind_slot(const binding *b, int32_t i) {
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
 static void measure(rt_engine *e) {
+  int32_t widest = 0;
   for (int32_t i = 0; i < e->n_ops; i++) {
     const rt_bound *o = &e->ops[i];
     const rt_linear *l = &o->linear;
     if (o->kind == RT_OP_ATTENTION) {
       const rt_cache *c = &e->groups[o->f.attention.group];
-      int32_t share = o->f.attention.heads / c->kv_heads, floats = share * c->head_dim;
+      int32_t share = o->f.attention.heads / c->kv_heads, width = rt_attention_width(c->head_dim);
       e->share = share > e->share ? share : e->share;
-      e->partial_floats = floats > e->partial_floats ? floats : e->partial_floats;
+      e->query_rows = e->share > RT_QUERY_ROWS ? e->share : RT_QUERY_ROWS / e->share * e->share;
+      widest = width > widest ? width : widest;
+      e->page_floats = 2 * RT_TILE_SLOTS * (size_t)widest;
     }
     if (l->n_parts) {
       size_t one = rt_act_bytes(l->k);
@@ -348,6 +353,7 @@ static void measure(rt_engine *e) {
       e->group_bytes = larger(e->group_bytes, e->weights[o->f.embed.weight].group_bytes);
     }
   }
+  e->partial_floats = e->query_rows * widest;
 }
 
 /* Counts first (region.base NULL), then hands out: one list of everything the engine owns. */
@@ -366,6 +372,12 @@ static void lay_out_thread(rt_engine *e, taker *t, rt_scratch *into) {
   s.y2 = take(t, RT_LINE_FLOATS, sizeof(float));
   s.group = take(t, e->group_bytes, 1);
   s.sample = take(t, rt_sample_bytes(e->vocab), 1);
+  s.partials.out = take(t, (uint64_t)e->partial_floats, sizeof(float));
+  s.partials.max = take(t, (uint64_t)e->query_rows, sizeof(float));
+  s.partials.sum = take(t, (uint64_t)e->query_rows, 16 * sizeof(float));
+  s.top = take(t, (uint64_t)e->query_rows, sizeof(float));
+  s.total = take(t, (uint64_t)e->query_rows, 16 * sizeof(float));
+  s.pages = take(t, e->page_floats, sizeof(float));
   take(t, 128, 1); /* neighbours' lines stay apart */
   if (t->region->base) *into = s;
 }
@@ -374,7 +386,9 @@ static void lay_out_step(rt_engine *e, taker *t) {
   rt_step *s = &e->step;
   uint64_t tokens = (uint64_t)e->limits.max_tokens, seqs = (uint64_t)e->limits.max_seqs;
   s->tokens = take(t, tokens, sizeof *s->tokens);
+  s->queries = take(t, tokens, sizeof *s->queries);
   s->runs = take(t, tokens, sizeof *s->runs);
+  s->tiles = take(t, tokens, sizeof *s->tiles);
   s->block_starts = take(t, seqs + 1, sizeof *s->block_starts);
   for (int32_t g = 0; g < e->n_groups; g++) s->tails[g] = take(t, seqs * RT_PAGE, sizeof **s->tails);
 }

@@ -22,29 +22,22 @@ rt_code rt_room_for_blocks(rt_engine *e, int64_t count, rt_status *st) {
   return RT_OK;
 }
 
-/* [splits][floats] and twice [splits][share], each on its own lines. */
-static bool renew(rt_partials *p, size_t splits, size_t floats, size_t share) {
-  free(p->out);
-  size_t out = (splits * floats + 15) / 16 * 16, one = (splits * share + 15) / 16 * 16;
-  p->out = aligned_alloc(64, (out + 2 * one) * sizeof(float));
-  if (p->out) p->max = p->out + out, p->sum = p->max + one;
-  return p->out != NULL;
-}
-
 rt_code rt_room_for_splits(rt_engine *e, int32_t splits, rt_status *st) {
   if (splits <= e->splits || e->share == 0) return RT_OK;
-  size_t room = e->splits ? (size_t)e->splits : 4, floats = (size_t)e->partial_floats, share = (size_t)e->share;
+  size_t room = e->splits ? (size_t)e->splits : 4;
   while (room < (size_t)splits) room *= 2;
+  size_t rows = room * RT_SPLIT_UNITS * (size_t)e->share, out = rows * (size_t)e->partial_floats / (size_t)e->query_rows;
   e->splits = 0;
-  bool whole = renew(&e->partials, room * RT_SPLIT_UNITS, floats, share);
-  for (int32_t i = 0; i < e->limits.threads && whole; i++) whole = renew(&e->scratch[i].partials, room, floats, share);
-  if (!whole) return rt_fail(st, RT_NO_MEMORY, "no memory for attention over %d pages; shorten the sequence", splits * RT_SPLIT);
+  free(e->partials.out);
+  e->partials.out = aligned_alloc(64, (out + 17 * rows) * sizeof(float));
+  if (!e->partials.out)
+    return rt_fail(st, RT_NO_MEMORY, "no memory for attention over %d pages; shorten the sequence", splits * RT_SPLIT);
+  e->partials.sum = e->partials.out + out, e->partials.max = e->partials.sum + 16 * rows;
   e->splits = (int32_t)room;
   return RT_OK;
 }
 
 void rt_room_free(rt_engine *e) {
   for (int32_t i = 0; e->step.blocks && i < e->n_groups; i++) free(e->step.blocks[i]);
-  for (int32_t i = 0; e->scratch && i < e->limits.threads; i++) free(e->scratch[i].partials.out);
   free(e->partials.out);
 }

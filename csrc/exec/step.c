@@ -5,13 +5,14 @@
  *   EMBED      -, a unit a token; so NORM_ADD
  *   linear     norm and round a token (only beyond RT_FUSED tokens), a unit is RT_TOKENS tokens times a packed group of 16 rows
  *   ROPE_KV    cosines and sines of a token (once a step), a unit is the tokens that go to one page
- *   ATTENTION  a unit is (KV head, token), or (KV head, token, split) when those are few and then the joining of splits
+ *   ATTENTION  a unit is (KV head, tile of tokens), or (KV head, tile, split) when tokens are few and then the joining of splits
  *   SAMPLE     -, a unit a flagged row */
 #define _GNU_SOURCE
 #include "exec/engine.h"
 #include "exec/sample.h"
 #include "load/pack.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdbool.h>
 #include <string.h>
@@ -162,92 +163,107 @@ static void rope_kv(rt_engine *e, const rt_op_rope_kv *f, const rt_run *run) {
 
 /* ---- ATTENTION ---- */
 
-typedef struct query { const rt_op_attention *f; const rt_cache *c; int32_t token, head, share, floats; } query;
+typedef struct query { /* a tile's tokens, one KV head: `rows` query rows, `width` floats a row of a partial, `floats` a token's */
+  const rt_op_attention *f;
+  const rt_cache *c;
+  const rt_tile *tile;
+  int32_t head, share, rows, width, floats, splits;
+} query;
 
 static query query_of(const rt_engine *e, const rt_op_attention *f, int32_t unit) {
   const rt_cache *c = &e->groups[f->group];
-  int32_t tokens = e->step.batch->n_tokens, share = f->heads / c->kv_heads;
-  return (query){f, c, unit % tokens, unit / tokens, share, share * c->head_dim};
+  const rt_tile *tile = &e->step.tiles[unit % e->step.n_tiles];
+  int32_t share = f->heads / c->kv_heads, blocks = e->step.block_starts[tile->sequence + 1] - e->step.block_starts[tile->sequence];
+  return (query){f, c, tile, unit / e->step.n_tiles, share, share * tile->count, rt_attention_width(c->head_dim), share * c->head_dim,
+                 (blocks + RT_SPLIT - 1) / RT_SPLIT};
 }
 
-/* One split in partial form; 0 when the token sees nothing of it. */
-static int32_t attend_split(const rt_engine *e, const query *q, int32_t split, float *out, float *max, float *sum) {
-  const rt_token *t = &e->step.tokens[q->token];
-  const rt_block *blocks = e->step.blocks[q->f->group];
-  int32_t start = e->step.block_starts[t->sequence] + split * RT_SPLIT;
-  int32_t end = least(e->step.block_starts[t->sequence + 1], start + RT_SPLIT), n = 0;
-  const uint8_t *k[RT_SPLIT], *v[RT_SPLIT];
-  const int32_t *positions[RT_SPLIT];
-  size_t at = (size_t)q->f->layer * q->c->layer_bytes + (size_t)q->head * q->c->head_bytes;
-  for (int32_t b = start; b < end; b++) {
-    if (blocks[b].low > t->position || (q->f->window && blocks[b].high <= t->position - q->f->window)) continue;
-    k[n] = q->c->memory.base + (size_t)blocks[b].page * q->c->page_bytes + at;
-    v[n] = k[n] + q->c->k_bytes;
-    positions[n++] = blocks[b].positions;
-  }
-  if (n == 0) return 0;
+/* What the tile sees of one split. */
+static void attend_split(const rt_engine *e, const query *q, int32_t split, rt_partials to, rt_scratch *s) {
+  const rt_step *step = &e->step;
+  const rt_tile *tile = q->tile;
+  const uint8_t *k = q->c->memory.base + (size_t)q->f->layer * q->c->layer_bytes + (size_t)q->head * q->c->head_bytes;
+  int32_t blocks = step->block_starts[tile->sequence + 1] - step->block_starts[tile->sequence], first = split * RT_SPLIT;
   struct rt_attention_args args = {
-      .q = row_of(e, q->f->qkv, q->token) + (size_t)q->head * (size_t)q->floats, .out = out, .k = k, .v = v, .positions = positions,
-      .blocks = n, .share = q->share, .head_dim = q->c->head_dim, .position = t->position, .window = q->f->window,
-      .scale = q->f->scale, .softcap = q->f->softcap};
-  e->k->attention(&args, (int)q->c->k_format, (int)q->c->v_format, max, sum);
-  return 1;
+      .q = row_of(e, q->f->qkv, tile->token) + (size_t)q->head * (size_t)q->floats, .queries = step->queries + tile->token, .k = k,
+      .v = k + q->c->k_bytes, .blocks = step->blocks[q->f->group] + step->block_starts[tile->sequence] + first, .out = to.out,
+      .max = to.max, .sum = to.sum, .q_stride = (size_t)e->slots[q->f->qkv].width, .k_stride = q->c->page_bytes,
+      .v_stride = q->c->page_bytes, .n_blocks = least(blocks - first, RT_SPLIT), .first_block = first, .fresh = tile->fresh,
+      .tokens = tile->count, .share = q->share, .head_dim = q->c->head_dim, .window = q->f->window, .k_format = q->c->k_format,
+      .v_format = q->c->v_format, .scale = q->f->scale, .softcap = q->f->softcap};
+  if (tile->count == 1) e->k->attention(&args);
+  else e->k->attention_tile(&args, s->pages);
 }
 
-static void join_splits(const rt_engine *e, const query *q, int32_t n, const float *partial, const float *max, const float *sum) {
+static void start_rows(const rt_engine *e, const query *q, rt_scratch *s) {
   const float *sinks = values_of(e, q->f->sinks);
-  float *out = row_of(e, q->f->out, q->token) + (size_t)q->head * (size_t)q->floats;
-  if (n == 0) memset(out, 0, (size_t)q->floats * sizeof *out);
-  else e->k->attention_combine(n, q->share, q->c->head_dim, partial, max, sum, sinks ? sinks + q->head * q->share : NULL, out);
+  for (int32_t i = 0; i < q->tile->count; i++)
+    memset(row_of(e, q->f->out, q->tile->token + i) + (size_t)q->head * (size_t)q->floats, 0, (size_t)q->floats * sizeof(float));
+  memset(s->total, 0, (size_t)q->rows * 16 * sizeof(float));
+  for (int32_t r = 0; r < q->rows; r++) {
+    s->top[r] = sinks ? sinks[q->head * q->share + r % q->share] : -FLT_MAX;
+    if (sinks) s->total[r * 16] = 1.0f;
+  }
+}
+
+static void join_split(const rt_engine *e, const query *q, rt_partials p, rt_scratch *s) {
+  for (int32_t i = 0; i < q->tile->count; i++) {
+    size_t row = (size_t)(i * q->share);
+    e->k->attention_join(q->share, q->c->head_dim, p.out + row * (size_t)q->width, p.max + row, p.sum + row * 16, s->top + row,
+                         s->total + row * 16, row_of(e, q->f->out, q->tile->token + i) + (size_t)q->head * (size_t)q->floats);
+  }
+}
+
+static void end_rows(const rt_engine *e, const query *q, const rt_scratch *s) {
+  for (int32_t i = 0; i < q->tile->count; i++)
+    e->k->attention_end(q->share, q->c->head_dim, s->total + (size_t)(i * q->share) * 16,
+                        row_of(e, q->f->out, q->tile->token + i) + (size_t)q->head * (size_t)q->floats);
 }
 
 static void attend(const rt_engine *e, const rt_op_attention *f, int32_t unit, rt_scratch *s) {
   query q = query_of(e, f, unit);
-  const rt_partials *p = &s->partials;
-  int32_t n = 0;
-  for (int32_t i = 0; i < e->step.splits; i++)
-    n += attend_split(e, &q, i, p->out + (size_t)n * (size_t)q.floats, p->max + n * q.share, p->sum + n * q.share);
-  join_splits(e, &q, n, p->out, p->max, p->sum);
-}
-
-/* Splits of one query as units of their own: partial i of the query has its place in the engine's memory; sum < 0 marks none. */
-static void attend_part(const rt_engine *e, const rt_op_attention *f, int32_t unit) {
-  query q = query_of(e, f, unit / e->step.splits);
-  const rt_partials *p = &e->partials;
-  size_t at = (size_t)unit * (size_t)q.share;
-  if (!attend_split(e, &q, unit % e->step.splits, p->out + (size_t)unit * (size_t)q.floats, p->max + at, p->sum + at))
-    p->sum[at] = -1.0f;
-}
-
-static void join_parts(const rt_engine *e, const rt_op_attention *f, int32_t unit) {
-  query q = query_of(e, f, unit);
-  const rt_partials *p = &e->partials;
-  size_t first = (size_t)unit * (size_t)e->step.splits, floats = (size_t)q.floats, share = (size_t)q.share;
-  int32_t n = 0;
-  for (size_t i = first; i < first + (size_t)e->step.splits; i++) {
-    if (p->sum[i * share] < 0.0f) continue;
-    size_t to = first + (size_t)n++;
-    if (to == i) continue;
-    memcpy(p->out + to * floats, p->out + i * floats, floats * sizeof(float));
-    memcpy(p->max + to * share, p->max + i * share, share * sizeof(float));
-    memcpy(p->sum + to * share, p->sum + i * share, share * sizeof(float));
+  start_rows(e, &q, s);
+  for (int32_t i = 0; i < q.splits; i++) {
+    attend_split(e, &q, i, s->partials, s);
+    join_split(e, &q, s->partials, s);
   }
-  join_splits(e, &q, n, p->out + first * floats, p->max + first * share, p->sum + first * share);
+  end_rows(e, &q, s);
 }
 
-static bool by_splits(const rt_engine *e, int32_t queries) { return queries <= RT_SPLIT_UNITS && e->step.splits > 1; }
+/* Splits as units of their own: those of a (KV head, tile) lie side by side in the engine's memory. */
+static rt_partials part_of(const rt_engine *e, const query *q, int32_t split) {
+  size_t pair = (size_t)q->head * (size_t)e->step.batch->n_tokens + (size_t)q->tile->token;
+  size_t row = pair * (size_t)(q->share * e->step.splits) + (size_t)split * (size_t)q->rows;
+  return (rt_partials){e->partials.out + row * (size_t)q->width, e->partials.max + row, e->partials.sum + row * 16};
+}
+
+static void attend_part(const rt_engine *e, const rt_op_attention *f, int32_t unit, rt_scratch *s) {
+  query q = query_of(e, f, unit / e->step.splits);
+  if (unit % e->step.splits < q.splits) attend_split(e, &q, unit % e->step.splits, part_of(e, &q, unit % e->step.splits), s);
+}
+
+static void join_parts(const rt_engine *e, const rt_op_attention *f, int32_t unit, rt_scratch *s) {
+  query q = query_of(e, f, unit);
+  start_rows(e, &q, s);
+  for (int32_t i = 0; i < q.splits; i++) join_split(e, &q, part_of(e, &q, i), s);
+  end_rows(e, &q, s);
+}
+
+static bool by_splits(const rt_engine *e, const rt_op_attention *f) {
+  return e->step.batch->n_tokens * e->groups[f->group].kv_heads <= RT_SPLIT_UNITS && e->step.splits > 1;
+}
 
 static rt_phase attention_phase(const rt_engine *e, const rt_op_attention *f, int32_t part) {
-  int32_t queries = e->step.batch->n_tokens * e->groups[f->group].kv_heads;
-  if (by_splits(e, queries)) return (rt_phase){part ? queries : queries * e->step.splits, 8};
-  return (rt_phase){part ? 0 : queries, 8};
+  int32_t units = e->step.n_tiles * e->groups[f->group].kv_heads, claim = e->step.n_tiles < e->step.batch->n_tokens ? 1 : 8;
+  if (by_splits(e, f)) return (rt_phase){part ? units : units * e->step.splits, claim};
+  return (rt_phase){part ? 0 : units, claim};
 }
 
 static void attention_units(rt_engine *e, const rt_op_attention *f, int32_t part, int32_t first, int32_t last, rt_scratch *s) {
-  bool split = by_splits(e, e->step.batch->n_tokens * e->groups[f->group].kv_heads);
+  bool split = by_splits(e, f);
   for (int32_t u = first; u < last; u++) {
-    if (part) join_parts(e, f, u);
-    else if (split) attend_part(e, f, u);
+    if (part) join_parts(e, f, u, s);
+    else if (split) attend_part(e, f, u, s);
     else attend(e, f, u, s);
   }
 }

@@ -23,13 +23,30 @@ enum rt_isa {
  *   f32 scale, pad to 64 bytes | s32 sum[kp/16], padded to 64 bytes | s8 high[kp] | s8 low[kp] | s16 q[kp] | f32 x[kp] */
 size_t rt_act_bytes(int k);
 
-struct rt_attention_args { /* one token, one KV head and the `share` query heads that read it */
-  const float *q;          /* [share][head_dim] */
-  float *out;              /* [share][head_dim] */
-  const uint8_t *const *k; /* [blocks] K of this head in each page: [head_dim][16] in k_format */
-  const uint8_t *const *v; /* [blocks] V of this head in each page: [16][head_dim] in v_format */
-  const int32_t *const *positions; /* [blocks][16] stored position of each slot, -1 = empty */
-  int32_t blocks, share, head_dim, position, window;
+#define RT_QUERY_ROWS 96 /* most query rows (tokens times share) of attention_tile */
+
+#define RT_TILE_SLOTS 64 /* slots of the pages that attention_tile widens at a time */
+
+/* A row of a partial result: head_dim up to whole vectors. */
+static inline int32_t rt_attention_width(int32_t head_dim) { return (head_dim + 15) / 16 * 16; }
+
+struct rt_block { /* 16 slots of a sequence; low, high: least and greatest position stored in them, high -1 when none is */
+  int32_t page, low, high;
+  const int32_t *positions; /* [16], -1 = empty */
+};
+struct rt_query { /* what a token may see: by position, and of its sequence's tokens of this step those with a bit (0 = all) */
+  int32_t position;
+  uint64_t tree;
+};
+struct rt_attention_args { /* tokens of one sequence, one KV head and the `share` query heads that read it, some blocks */
+  const float *q;                 /* [tokens], q_stride floats apart, of [share][head_dim] */
+  const struct rt_query *queries; /* [tokens] */
+  const uint8_t *k, *v;           /* K and V of this head in page 0; page i is i * k_stride, i * v_stride bytes further */
+  const struct rt_block *blocks;  /* [n_blocks], the sequence's from first_block on */
+  float *out, *max, *sum;         /* a partial result: [tokens * share][width], [tokens * share], [tokens * share][16] */
+  size_t q_stride, k_stride, v_stride;
+  int32_t n_blocks, first_block, fresh, tokens, share, head_dim, window; /* fresh: slot of the step's first new token */
+  enum rt_format k_format, v_format;
   float scale, softcap;
 };
 
@@ -55,15 +72,20 @@ struct rt_kernels {
   void (*rope_head)(float *x, int head_dim, const float *norm, float eps, const float *cos, const float *sin, int pairs,
                     int interleaved);
   /* Store one token's K [head_dim] at lane `slot` of a page's [head_dim][16], V [head_dim] at row `slot` of [16][head_dim];
-   * formats F32, F16 (clamped to its finite range, NaN kept). */
+   * formats F32, BF16, F16 (clamped to its finite range, NaN kept), Q8_0 (head_dim a multiple of 32). */
   void (*store_k[RT_FORMATS])(const float *x, int head_dim, int slot, uint8_t *page);
   void (*store_v[RT_FORMATS])(const float *x, int head_dim, int slot, uint8_t *page);
-  /* Online softmax over pages in order; partial form for split contexts: writes out unnormalized with max and sum
-   * per query head [share], combined by `attention_combine` in block order. k_format, v_format are enum rt_format. */
-  void (*attention)(const struct rt_attention_args *args, int k_format, int v_format, float *max, float *sum);
-  /* out[share][head_dim] <- n partials out[n][share][head_dim], max[n][share], sum[n][share], and sinks [share] or NULL. */
-  void (*attention_combine)(int n, int share, int head_dim, const float *partial, const float *max, const float *sum,
-                            const float *sinks, float *out);
+  /* Online softmax over blocks in order, not yet divided: out, max and sum of each query row; sum[row][0] is -1 where a row
+   * saw nothing. `attention` takes one token, `attention_tile` up to RT_QUERY_ROWS rows, with the same bits in each row;
+   * scratch: f32 [RT_TILE_SLOTS][head_dim] and [RT_TILE_SLOTS][width]. */
+  void (*attention)(const struct rt_attention_args *args);
+  void (*attention_tile)(const struct rt_attention_args *args, float *scratch);
+  /* One more partial, in order of blocks, into top [rows], total [rows][16] and out [rows][head_dim]. They start as -FLT_MAX,
+   * 0, 0, or with a sink as the sink, (1, 0, ...), 0. */
+  void (*attention_join)(int rows, int head_dim, const float *partial, const float *max, const float *sum, float *top,
+                         float *total, float *out);
+  /* out[rows][head_dim] /= sum of total[rows][16]; a row that saw nothing stays 0. */
+  void (*attention_end)(int rows, int head_dim, const float *total, float *out);
   /* x <- softcap * tanh(scale * x / softcap), or scale * x when softcap is 0. */
   void (*scale_cap)(float *x, int n, float scale, float softcap);
   /* Index of the largest, lowest index first; *finite = 0 when any is NaN or infinite. Also the largest value. */

@@ -13,6 +13,8 @@ typedef struct v16m { __m256 a, b; } v16m;
 
 #define V_EACH(f, x, y) (v16f){f((x).a, (y).a), f((x).b, (y).b)}
 
+#define V_ROWS 6 /* query rows that share a load in attention_tile: 12 sums, a row of the page, a query */
+
 V_INLINE v16f v_set1(float x) { __m256 r = _mm256_set1_ps(x); return (v16f){r, r}; }
 V_INLINE v16f v_zero(void) { return (v16f){_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 V_INLINE v16f v_load(const float *p) { return (v16f){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -24,6 +26,7 @@ V_INLINE __m256 v_widen_bf16(const uint16_t *p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v_128(p)), 16));
 }
 V_INLINE v16f v_load_bf16(const uint16_t *p) { return (v16f){v_widen_bf16(p), v_widen_bf16(p + 8)}; }
+V_INLINE v16f v_set1_f16(const uint16_t *p) { return v_set1(_cvtsh_ss(*p)); }
 V_INLINE void v_store_f16(uint16_t *p, v16f x) {
   _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
   _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
@@ -50,6 +53,10 @@ V_INLINE __m256 v_scale2_half(__m256 x, __m256 n) {
   return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
 }
 V_INLINE v16f v_scale2(v16f x, v16f n) { return V_EACH(v_scale2_half, x, n); }
+V_INLINE __m256 v_scale2_normal_half(__m256 x, __m256 n) {
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
+}
+V_INLINE v16f v_scale2_normal(v16f x, v16f n) { return V_EACH(v_scale2_normal_half, x, n); }
 
 V_INLINE v16m v_less(v16f x, v16f y) {
   return (v16m){_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ)};
@@ -63,6 +70,13 @@ V_INLINE v16m v_within(const int32_t *p, int32_t low, int32_t high) {
   return (v16m){v_within_half(p, l, h), v_within_half(p + 8, l, h)};
 }
 V_INLINE uint32_t v_bits(v16m m) { return (uint32_t)(_mm256_movemask_ps(m.a) | _mm256_movemask_ps(m.b) << 8); }
+V_INLINE __m256 v_mask_half(__m256i all, __m256i lanes) {
+  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(all, lanes), lanes));
+}
+V_INLINE v16m v_mask(uint32_t bits) {
+  __m256i all = _mm256_set1_epi32((int32_t)bits), lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  return (v16m){v_mask_half(all, lanes), v_mask_half(all, _mm256_slli_epi32(lanes, 8))};
+}
 V_INLINE v16f v_select(v16m m, v16f x, v16f y) {
   return (v16f){_mm256_blendv_ps(y.a, x.a, m.a), _mm256_blendv_ps(y.b, x.b, m.b)};
 }

@@ -15,6 +15,8 @@ typedef __m512 v16f;
 typedef __m512i v16i;
 typedef __mmask16 v16m;
 
+#define V_ROWS 12 /* query rows that share a load in attention_tile */
+
 V_INLINE v16f v_set1(float x) { return _mm512_set1_ps(x); }
 V_INLINE v16f v_zero(void) { return _mm512_setzero_ps(); }
 V_INLINE v16f v_load(const float *p) { return _mm512_loadu_ps(p); }
@@ -24,6 +26,7 @@ V_INLINE v16f v_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(v_256(p)); 
 V_INLINE v16f v_load_bf16(const uint16_t *p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v_256(p)), 16));
 }
+V_INLINE v16f v_set1_f16(const uint16_t *p) { return v_set1(_cvtsh_ss(*p)); }
 V_INLINE void v_store_f16(uint16_t *p, v16f x) {
   _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -38,6 +41,7 @@ V_INLINE v16f v_min(v16f x, v16f y) { return _mm512_min_ps(x, y); }
 V_INLINE v16f v_abs(v16f x) { return _mm512_abs_ps(x); }
 V_INLINE v16f v_round(v16f x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 V_INLINE v16f v_scale2(v16f x, v16f n) { return _mm512_scalef_ps(x, n); }
+V_INLINE v16f v_scale2_normal(v16f x, v16f n) { return _mm512_scalef_ps(x, n); }
 
 V_INLINE v16m v_less(v16f x, v16f y) { return _mm512_cmp_ps_mask(x, y, _CMP_LT_OQ); }
 V_INLINE v16m v_within(const int32_t *p, int32_t low, int32_t high) {
@@ -45,6 +49,7 @@ V_INLINE v16m v_within(const int32_t *p, int32_t low, int32_t high) {
   return (v16m)(_mm512_cmpge_epi32_mask(x, _mm512_set1_epi32(low)) & _mm512_cmple_epi32_mask(x, _mm512_set1_epi32(high)));
 }
 V_INLINE uint32_t v_bits(v16m m) { return m; }
+V_INLINE v16m v_mask(uint32_t bits) { return (v16m)bits; }
 V_INLINE v16f v_select(v16m m, v16f x, v16f y) { return _mm512_mask_blend_ps(m, y, x); }
 
 V_INLINE __m256 v_upper(v16f x) { return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1)); }

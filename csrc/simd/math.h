@@ -43,6 +43,18 @@ V_INLINE v16f v_exp(v16f x) {
   p = v_add(v_fma(v_mul(r, r), p, r), v_set1(1.0f));
   return v_scale2(p, n);
 }
+/* The same for x of at most 88, below -87 -> 0: what softmax needs, and no denormal numbers. */
+V_INLINE v16f v_exp_low(v16f x) {
+  const v16f least = v_set1(-87.0f);
+  v16f kept = v_max(least, x), n = v_round(v_mul(kept, v_set1(0x1.715476p+0f)));
+  v16f r = v_fma(n, v_set1(-0x1.7f7d1cp-20f), v_fma(n, v_set1(-0x1.62e4p-1f), kept));
+  v16f p = v_fma(v_set1(0x1.6db5bap-10f), r, v_set1(0x1.123c78p-7f));
+  p = v_fma(p, r, v_set1(0x1.55545cp-5f));
+  p = v_fma(p, r, v_set1(0x1.55548ep-3f));
+  p = v_fma(p, r, v_set1(0.5f));
+  p = v_add(v_fma(v_mul(r, r), p, r), v_set1(1.0f));
+  return v_select(v_less(x, least), v_zero(), v_scale2_normal(p, n));
+}
 V_INLINE float v_exp1(float x) { return v_first(v_exp(v_set1(x))); }
 
 /* tanh x within 1.4 ulp: below 0.625 x + x s P(s), s = x^2, P of degree 4; else 1 - 2 / (e^2|x| + 1) with the sign of x. */

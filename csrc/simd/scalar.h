@@ -18,12 +18,15 @@ typedef struct v16m { uint32_t bits; } v16m;
 
 #define V_LANES for (int l = 0; l < 16; l++)
 
+#define V_ROWS 4 /* query rows that share a load in attention_tile */
+
 V_INLINE v16f v_set1(float x) { v16f r; V_LANES r.f[l] = x; return r; }
 V_INLINE v16f v_zero(void) { return v_set1(0.0f); }
 V_INLINE v16f v_load(const float *p) { v16f r; memcpy(&r, p, sizeof r); return r; }
 V_INLINE void v_store(float *p, v16f a) { memcpy(p, &a, sizeof a); }
 V_INLINE v16f v_load_f16(const uint16_t *p) { v16f r; V_LANES r.f[l] = rt_f16_to_f32(p[l]); return r; }
 V_INLINE v16f v_load_bf16(const uint16_t *p) { v16f r; V_LANES r.f[l] = rt_bf16_to_f32(p[l]); return r; }
+V_INLINE v16f v_set1_f16(const uint16_t *p) { return v_set1(rt_f16_to_f32(*p)); }
 V_INLINE void v_store_f16(uint16_t *p, v16f a) { V_LANES p[l] = rt_f32_to_f16(a.f[l]); }
 
 V_INLINE v16f v_add(v16f a, v16f b) { V_LANES a.f[l] += b.f[l]; return a; }
@@ -44,6 +47,8 @@ V_INLINE v16f v_scale2(v16f a, v16f n) {
   }
   return a;
 }
+/* The same where the result is a normal number; NaN stays. */
+V_INLINE v16f v_scale2_normal(v16f a, v16f n) { return v_scale2(a, n); }
 
 V_INLINE v16m v_less(v16f a, v16f b) { v16m r = {0}; V_LANES r.bits |= (uint32_t)(a.f[l] < b.f[l]) << l; return r; }
 /* Lanes with low <= p[l] <= high. */
@@ -53,6 +58,7 @@ V_INLINE v16m v_within(const int32_t *p, int32_t low, int32_t high) {
   return r;
 }
 V_INLINE uint32_t v_bits(v16m m) { return m.bits; }
+V_INLINE v16m v_mask(uint32_t bits) { return (v16m){bits}; }
 V_INLINE v16f v_select(v16m m, v16f a, v16f b) { V_LANES a.f[l] = m.bits >> l & 1 ? a.f[l] : b.f[l]; return a; } /* m ? a : b */
 
 V_INLINE float v_sum(v16f a) {

@@ -47,11 +47,14 @@ class Kernels:
     def rope_head(self, x: F32, norm: F32 | None, eps: float, cos: F32 | None, sin: F32 | None, interleaved: bool) -> F32: ...
     def store(self, part: str, format: int, x: F32, slot: int, page: U8) -> None:
         """x [head_dim] into a page in place; part "k" or "v"."""
-    def attention(self, q: F32, k: U8, v: U8, positions: NDArray[np.int32], position: int, scale: float, window: int = 0,
-                  softcap: float = 0.0, k_format: int = 1, v_format: int = 1) -> tuple[F32, F32, F32]:
-        """q [share, head_dim], k and v [blocks, page bytes], positions [blocks, 16] -> partial, max, sum."""
-    def attention_combine(self, partial: F32, most: F32, total: F32, sinks: F32 | None = None) -> F32:
-        """partial [n, share, head_dim], most and total [n, share] -> [share, head_dim]."""
+    def attention(self, q: F32, k: U8, v: U8, stored: NDArray[np.int32], positions: NDArray[np.int32], scale: float,
+                  window: int = 0, softcap: float = 0.0, k_format: int = 1, v_format: int = 1,
+                  trees: NDArray[np.uint64] | None = None, fresh: int = 0, first_block: int = 0,
+                  tile: bool = False) -> tuple[F32, F32, F32]:
+        """q [tokens, share, head_dim] at positions [tokens] over k and v [blocks, page bytes] with positions stored
+        [blocks, 16] -> partial, max, sum, token by token or as one tile."""
+    def attention_join(self, parts: list[tuple[F32, F32, F32]], head_dim: int, sinks: F32 | None = None) -> F32:
+        """Partial results in order -> [tokens, share, head_dim]."""
     def scale_cap(self, x: F32, scale: float, softcap: float) -> F32: ...
     def argmax(self, x: F32) -> tuple[int, float, bool]: ...
     def exp_sum(self, x: F32, largest: float) -> float: ...

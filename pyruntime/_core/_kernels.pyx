@@ -15,7 +15,7 @@ cdef extern from "quant/formats.h" nogil:
     ctypedef enum rt_format:
         pass
     ctypedef struct rt_format_info:
-        int block_bytes
+        int block_weights, block_bytes
     const rt_format_info rt_format_table[]
 
 cdef extern from "load/pack.h" nogil:
@@ -29,13 +29,26 @@ cdef extern from "base/cpu.h" nogil:
 
 cdef extern from "isa/kernels.h" nogil:
     size_t rt_act_bytes(int k)
+    int RT_QUERY_ROWS, RT_TILE_SLOTS
+    int32_t rt_attention_width(int32_t head_dim)
+    struct rt_block:
+        int32_t page, low, high
+        const int32_t *positions
+    struct rt_query:
+        int32_t position
+        uint64_t tree
     struct rt_attention_args:
         const float *q
+        const rt_query *queries
+        const uint8_t *k
+        const uint8_t *v
+        const rt_block *blocks
         float *out
-        const uint8_t *const *k
-        const uint8_t *const *v
-        const int32_t *const *positions
-        int32_t blocks, share, head_dim, position, window
+        float *max
+        float *sum
+        size_t q_stride, k_stride, v_stride
+        int32_t n_blocks, first_block, fresh, tokens, share, head_dim, window
+        int k_format, v_format
         float scale, softcap
     struct rt_kernels:
         const char *name
@@ -49,9 +62,10 @@ cdef extern from "isa/kernels.h" nogil:
         void (*rope_head)(float *, int, const float *, float, const float *, const float *, int, int) noexcept nogil
         void (**store_k)(const float *, int, int, uint8_t *) noexcept nogil
         void (**store_v)(const float *, int, int, uint8_t *) noexcept nogil
-        void (*attention)(const rt_attention_args *, int, int, float *, float *) noexcept nogil
-        void (*attention_combine)(int, int, int, const float *, const float *, const float *, const float *,
-                                  float *) noexcept nogil
+        void (*attention)(const rt_attention_args *) noexcept nogil
+        void (*attention_tile)(const rt_attention_args *, float *) noexcept nogil
+        void (*attention_join)(int, int, const float *, const float *, const float *, float *, float *, float *) noexcept nogil
+        void (*attention_end)(int, int, const float *, float *) noexcept nogil
         void (*scale_cap)(float *, int, float, float) noexcept nogil
         int (*argmax)(const float *, int, float *, int *) noexcept nogil
         double (*exp_sum)(const float *, int, float) noexcept nogil
@@ -85,6 +99,12 @@ cdef const float *floats(const float[::1] values, Py_ssize_t n, str name) except
         return NULL
     need(values.shape[0] >= n and n > 0, f"{name} has {values.shape[0]} values, not {n}")
     return &values[0]
+
+
+cdef Py_ssize_t page_bytes(int format, int head_dim) except -1:
+    """Bytes of a page's K or V of one head."""
+    need(head_dim % rt_format_table[format].block_weights == 0, f"a head of {head_dim} is not whole blocks")
+    return head_dim // rt_format_table[format].block_weights * 16 * rt_format_table[format].block_bytes
 
 
 def aligned(shape, dtype=np.float32):
@@ -182,45 +202,74 @@ cdef class Kernels:
         cdef int n = <int> x.shape[0]
         need(self.has_cache_format(format), f"no cache in format {format}")
         need(n > 0 and 0 <= slot < 16, f"slot {slot} of a head of {n}")
-        need(page.shape[0] >= n * 16 * rt_format_table[format].block_bytes, "page is too short")
+        need(page.shape[0] >= page_bytes(format, n), "page is too short")
         if part == "k":
             self.table.store_k[format](&x[0], n, slot, &page[0])
         else:
             self.table.store_v[format](&x[0], n, slot, &page[0])
 
-    def attention(self, const float[:, ::1] q, const uint8_t[:, ::1] k, const uint8_t[:, ::1] v, const int32_t[:, ::1] positions,
-                  int position, float scale, int window=0, float softcap=0.0, int k_format=1, int v_format=1):
-        cdef int blocks = <int> k.shape[0], share = <int> q.shape[0], head_dim = <int> q.shape[1], b
+    def attention(self, const float[:, :, ::1] q, const uint8_t[:, ::1] k, const uint8_t[:, ::1] v,
+                  const int32_t[:, ::1] stored, const int32_t[::1] positions, float scale, int window=0, float softcap=0.0,
+                  int k_format=1, int v_format=1, const uint64_t[::1] trees=None, int fresh=0, int first_block=0, bint tile=False):
+        """Partial results (out [tokens][share][width], max [tokens][share], sum [tokens][share][16]) of q
+        [tokens][share][head_dim] over blocks k, v [blocks][bytes] with positions stored [blocks][16]; tile: all at once."""
+        cdef int tokens = <int> q.shape[0], share = <int> q.shape[1], head_dim = <int> q.shape[2], blocks = <int> k.shape[0]
+        cdef int width = rt_attention_width(head_dim), b, i
         need(self.has_cache_format(k_format) and self.has_cache_format(v_format), f"no cache in {k_format}, {v_format}")
-        need(blocks > 0 and v.shape[0] == blocks and positions.shape[0] == blocks and positions.shape[1] == 16, "blocks differ")
-        need(k.shape[1] >= head_dim * 16 * rt_format_table[k_format].block_bytes, "k is too short")
-        need(v.shape[1] >= head_dim * 16 * rt_format_table[v_format].block_bytes, "v is too short")
-        cdef float[:, ::1] out = aligned((share, head_dim))
-        cdef float[::1] most = aligned(share), total = aligned(share)
+        need(blocks > 0 and v.shape[0] == blocks and stored.shape[0] == blocks and stored.shape[1] == 16, "blocks differ")
+        need(tokens > 0 and share > 0 and positions.shape[0] == tokens, "queries differ")
+        need(trees is None or trees.shape[0] == tokens, "queries differ")
+        need(not tile or tokens * share <= RT_QUERY_ROWS, f"{tokens * share} query rows; a tile has at most {RT_QUERY_ROWS}")
+        need(k.shape[1] >= page_bytes(k_format, head_dim), "k is too short")
+        need(v.shape[1] >= page_bytes(v_format, head_dim), "v is too short")
+        cdef float[:, :, ::1] out = aligned((tokens, share, width)), total = aligned((tokens, share, 16))
+        cdef float[:, ::1] most = aligned((tokens, share))
+        cdef float[::1] scratch = aligned(RT_TILE_SLOTS * (head_dim + width))
         cdef rt_attention_args args
-        cdef const void **lists = <const void **> malloc(3 * blocks * sizeof(void *))
-        if lists == NULL:
-            raise MemoryError
-        for b in range(blocks):
-            lists[b] = &k[b, 0]
-            lists[blocks + b] = &v[b, 0]
-            lists[2 * blocks + b] = &positions[b, 0]
-        args.q, args.out, args.k = &q[0, 0], &out[0, 0], <const uint8_t *const *> lists
-        args.v, args.positions = <const uint8_t *const *> (lists + blocks), <const int32_t *const *> (lists + 2 * blocks)
-        args.blocks, args.share, args.head_dim, args.position, args.window = blocks, share, head_dim, position, window
-        args.scale, args.softcap = scale, softcap
-        self.table.attention(&args, k_format, v_format, &most[0], &total[0])
-        free(lists)
+        cdef rt_block *table = <rt_block *> malloc(blocks * sizeof(rt_block))
+        cdef rt_query *queries = <rt_query *> malloc(tokens * sizeof(rt_query))
+        try:
+            if table == NULL or queries == NULL:
+                raise MemoryError
+            for b in range(blocks):
+                held = [p for p in stored[b] if p >= 0]
+                table[b].page, table[b].positions = b, &stored[b, 0]
+                table[b].low, table[b].high = min(held, default=2**31 - 1), max(held, default=-1)
+            for i in range(tokens):
+                queries[i].position, queries[i].tree = positions[i], 0 if trees is None else trees[i]
+            args.k, args.v, args.blocks, args.n_blocks, args.first_block = &k[0, 0], &v[0, 0], table, blocks, first_block
+            args.q_stride, args.k_stride, args.v_stride = share * head_dim, k.shape[1], v.shape[1]
+            args.fresh, args.share, args.head_dim, args.window = fresh, share, head_dim, window
+            args.k_format, args.v_format, args.scale, args.softcap = k_format, v_format, scale, softcap
+            for i in range(1 if tile else tokens):
+                args.q, args.queries, args.tokens = &q[i, 0, 0], queries + i, tokens if tile else 1
+                args.out, args.max, args.sum = &out[i, 0, 0], &most[i, 0], &total[i, 0, 0]
+                if tile:
+                    self.table.attention_tile(&args, &scratch[0])
+                else:
+                    self.table.attention(&args)
+        finally:
+            free(table)
+            free(queries)
         return np.asarray(out), np.asarray(most), np.asarray(total)
 
-    def attention_combine(self, const float[:, :, ::1] partial, const float[:, ::1] most, const float[:, ::1] total, sinks=None):
-        cdef int n = <int> partial.shape[0], share = <int> partial.shape[1], head_dim = <int> partial.shape[2]
-        cdef float[:, ::1] out = aligned((share, head_dim))
-        need(n > 0 and most.shape[0] == n and total.shape[0] == n and most.shape[1] == share and total.shape[1] == share,
-             "partials differ")
-        self.table.attention_combine(n, share, head_dim, &partial[0, 0, 0], &most[0, 0], &total[0, 0],
-                                     floats(sinks, share, "sinks"), &out[0, 0])
-        return np.asarray(out)
+    def attention_join(self, parts, int head_dim, sinks=None):
+        """out [tokens][share][head_dim] of partial results in order; sinks [share] or None."""
+        cdef float[:, :, ::1] out, sum
+        cdef float[:, ::1] most
+        tokens, share = parts[0][1].shape
+        cdef int rows = tokens * share
+        cdef float[::1] joined = aligned(rows * head_dim), total = aligned(rows * 16)
+        cdef float[::1] top = np.full(rows, np.finfo(np.float32).min, np.float32)
+        if sinks is not None:
+            top = np.tile(np.asarray(sinks, np.float32), tokens)
+            total[::16] = 1
+        for out, most, sum in parts:
+            need(out.shape[0] == tokens and out.shape[1] == share, "partials differ")
+            need(out.shape[2] == rt_attention_width(head_dim), "partials differ")
+            self.table.attention_join(rows, head_dim, &out[0, 0, 0], &most[0, 0], &sum[0, 0, 0], &top[0], &total[0], &joined[0])
+        self.table.attention_end(rows, head_dim, &total[0], &joined[0])
+        return np.asarray(joined).reshape(tokens, share, head_dim)
 
     def scale_cap(self, const float[::1] x, float scale, float softcap):
         cdef float[::1] out = np.array(x)
