@@ -14,7 +14,9 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 SANITIZE = os.environ.get("RT_SANITIZE", "")
-FLAGS = ["-std=gnu11", "-O1" if SANITIZE else "-O3", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-fopenmp"]
+# -fno-schedule-insns: on aarch64 gcc would move every load of an unrolled loop to its front, and spill.
+FLAGS = ["-std=gnu11", "-O1" if SANITIZE else "-O3", "-fPIC", "-ffp-contract=off", "-fno-schedule-insns", "-fvisibility=hidden",
+         "-fopenmp"]
 LINK = ["-fopenmp"]
 if SANITIZE:
     FLAGS += [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer"]

@@ -1,7 +1,7 @@
 """Every kernel x format x instruction set: the scalar one against numpy in f64, every other set against scalar with ==.
 
-AVX-512 also runs on CPUs without it: csrc/isa/avx512.c is compiled over SIMDe (tests/emulate_avx512.h) and must give the
-same bits.
+AVX-512 and NEON also run on CPUs without them: csrc/isa/<set>.c is compiled over SIMDe (tests/emulate_<set>.h) and must give
+the same bits.
 """
 from __future__ import annotations
 
@@ -44,29 +44,32 @@ block_kinds = st.sampled_from(["tame", "wild", "full"])
 few = settings(max_examples=30, deadline=None)
 
 
-def emulated(folder: Path) -> Kernels:
-    """csrc/isa/avx512.c over SIMDe."""
-    if missing := _kernels.isas()[1].missing:
-        pytest.skip(f"the emulation of AVX-512 needs AVX2; this CPU lacks {missing}")
+EMULATED = {"avx512 emulated": "simde/x86/avx512.h", "neon emulated": "simde/arm/neon.h"}
+
+
+def emulated(isa: str, header: str, folder: Path) -> Kernels:
+    """csrc/isa/<isa>.c over SIMDe."""
+    if missing := dict(_kernels.isas()).get("avx2", "its architecture"):
+        pytest.skip(f"the emulation of {isa} needs AVX2; this CPU lacks {missing}")
     if not (compiler := shutil.which("gcc")):
-        pytest.skip("the emulation of AVX-512 needs gcc")
-    if not Path("/usr/include/simde/x86/avx512.h").exists():
-        pytest.skip("the emulation of AVX-512 needs the headers of SIMDe (Debian: libsimde-dev)")
-    out = folder / "avx512.so"
+        pytest.skip(f"the emulation of {isa} needs gcc")
+    if not (Path("/usr/include") / header).exists():
+        pytest.skip(f"the emulation of {isa} needs the headers of SIMDe (Debian: libsimde-dev)")
+    out = folder / f"{isa}.so"
     subprocess.run(
         [compiler, "-std=gnu11", "-O0", "-fPIC", "-shared", "-ffp-contract=off", "-mavx2", "-mfma", "-mf16c",
-         f"-I{ROOT}/csrc", f"-I{ROOT}/tests", '-DRT_EMULATE_AVX512="emulate_avx512.h"', f"{ROOT}/csrc/isa/avx512.c", "-o", out],
-        check=True)
+         f"-I{ROOT}/csrc", f"-I{ROOT}/tests", f'-DRT_EMULATE_{isa.upper()}="emulate_{isa}.h"', f"{ROOT}/csrc/isa/{isa}.c",
+         "-o", out], check=True)
     assert b"zmm" not in subprocess.run(["objdump", "-d", out], capture_output=True, check=True).stdout
     library = ctypes.CDLL(str(out))
-    return Kernels(ctypes.addressof(ctypes.c_char.in_dll(library, "rt_kernels_avx512")))
+    return Kernels(ctypes.addressof(ctypes.c_char.in_dll(library, f"rt_kernels_{isa}")))
 
 
-@pytest.fixture(scope="module", params=[*(i.name for i in _kernels.isas()[1:]), "avx512 emulated"])
+@pytest.fixture(scope="module", params=[*(i.name for i in _kernels.isas()[1:]), *EMULATED])
 def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     """Each set but scalar, where it can run."""
-    if request.param == "avx512 emulated":
-        return emulated(tmp_path_factory.mktemp("emulated"))
+    if request.param in EMULATED:
+        return emulated(request.param.split()[0], EMULATED[request.param], tmp_path_factory.mktemp("emulated"))
     missing = next(i.missing for i in _kernels.isas() if i.name == request.param)
     if missing:
         pytest.skip(f"this CPU lacks {missing}")

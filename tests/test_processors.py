@@ -1,5 +1,5 @@
-"""Older processors: the built tree run whole on an emulated Nehalem (no AVX) and Haswell (no AVX-512), and read: no object
-holds an instruction that stands above its line in csrc/defs/isas.def."""
+"""Processors that are not here, emulated: the built tree whole on a Nehalem (no AVX) and a Haswell (no AVX-512), every kernel
+there and on Arm with the same bits; and compiled code read: no object holds an instruction above its line in isas.def."""
 from __future__ import annotations
 
 import json
@@ -189,3 +189,92 @@ def test_a_planted_instruction_is_found(objects: dict[str, Path], name: str, fea
 
 #: what gcc calls them -> what the assembler does
 FLAGS_OF_GCC = {"avx512bf16": "avx512_bf16", "avxvnni": "avx_vnni"}
+
+
+# ---- every kernel on every processor ----
+
+BATTERY = ROOT / "tests/kernel_battery.c"
+C = ["-std=gnu11", "-O3", "-fno-schedule-insns", "-ffp-contract=off", "-fopenmp", "-Wall", "-Wextra", "-Werror"]
+ARM = "aarch64-linux-gnu-gcc"
+
+
+def hashes(*command: object) -> dict[str, dict[str, str]]:
+    """set -> kernel and format -> hash of what it computed (tests/kernel_battery.c)."""
+    said = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=True, timeout=300).stdout
+    out: dict[str, dict[str, str]] = {}
+    for isa, kernel, format, hash_ in (line.split() for line in said.splitlines()):
+        out.setdefault(isa, {})[f"{kernel} {format}"] = hash_
+    return out
+
+
+@pytest.fixture(scope="module")
+def battery(objects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The battery for x86-64, over the objects as built."""
+    out = tmp_path_factory.mktemp("battery") / "battery"
+    needed = [path for name, path in objects.items() if "/isa/" in name or "/quant/" in name]
+    needed += [objects["csrc/base/cpu.o"], objects["csrc/load/pack.o"]]
+    subprocess.run(["gcc", *C, f"-I{ROOT}/csrc", BATTERY, *needed, "-lm", "-o", out], check=True)
+    return out
+
+
+def test_every_kernel_is_the_same_on_an_older_cpu(battery: Path, cpu: str) -> None:
+    here, there = hashes(battery), hashes("qemu-x86_64", "-cpu", cpu, battery)
+    assert there.keys() == {"scalar", CPUS[cpu]} and len(here["scalar"]) > 20
+    assert all(kernels == here["scalar"] for kernels in [*here.values(), *there.values()])
+
+
+class Arm:
+    """The kernels and the battery for Arm, as objects."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        sources = [BATTERY, *(ROOT / "csrc/isa").glob("*.c"), *(ROOT / "csrc/quant").glob("*.c"), ROOT / "csrc/base/cpu.c",
+                   ROOT / "csrc/load/pack.c"]
+        self.objects = {path.name: self.compile(path) for path in sources}
+
+    def compile(self, source: Path, *first: str, folder: Path | None = None) -> Path:
+        out = (folder or self.folder) / f"{source.parent.name}-{source.stem}.o"
+        subprocess.run([ARM, *C, *first, f"-I{ROOT}/csrc", "-c", source, "-o", out], check=True)
+        return out
+
+    def link(self, name: str, **others: Path) -> Path:
+        out, objects = self.folder / name, self.objects | {f"{stem}.c": path for stem, path in others.items()}
+        subprocess.run([ARM, "-static", "-fopenmp", *objects.values(), "-lm", "-o", out], check=True, capture_output=True)
+        return out
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory: pytest.TempPathFactory) -> Arm:
+    if not (shutil.which("qemu-aarch64") and shutil.which(ARM)):
+        pytest.skip("Arm needs a compiler and an emulator (Debian: gcc-aarch64-linux-gnu, libc6-dev-arm64-cross, qemu-user)")
+    return Arm(tmp_path_factory.mktemp("arm"))
+
+
+def test_every_kernel_is_the_same_on_arm(arm: Arm, battery: Path) -> None:
+    """NEON's instructions against the scalar set of the same binary, and both against x86-64."""
+    want, program = hashes(battery)["scalar"], arm.link("battery")
+    assert hashes("qemu-aarch64", "-cpu", "neoverse-n1", program) == {"scalar": want, "neon": want}
+    assert hashes("qemu-aarch64", "-cpu", "cortex-a53", program) == {"scalar": want}  # which has no dot products
+
+
+@pytest.mark.parametrize("line, fault", [
+    ("vfmaq_f32(z.c, x.c, y.c)", "vaddq_f32(z.c, vmulq_f32(x.c, y.c))"),
+    ("vrndnq_f32", "vrndmq_f32"),
+    ("vcgtq_f32(x, y), x, y)", "vcgtq_f32(y, x), y, x)"),
+    ("128 * vaddvq_s32", "127 * vaddvq_s32"),
+    ("j % 2 == 0", "j % 4 == 0"),
+])
+def test_a_fault_in_neon_is_found(arm: Arm, battery: Path, tmp_path: Path, line: str, fault: str) -> None:
+    source = (ROOT / "csrc/simd/neon.h").read_text()
+    assert source.count(line) == 1
+    (tmp_path / "simd").mkdir()
+    (tmp_path / "simd/neon.h").write_text(source.replace(line, fault))
+    faulty = arm.compile(ROOT / "csrc/isa/neon.c", "-O1", f"-I{tmp_path}", folder=tmp_path)
+    got = hashes("qemu-aarch64", arm.link("faulty", neon=faulty))
+    assert got["scalar"] == hashes(battery)["scalar"] != got["neon"]
+
+
+def test_the_whole_library_is_sound_for_arm(arm: Arm) -> None:
+    """Nothing in it is for x86-64 alone: no warning from any file."""
+    for path in sorted((ROOT / "csrc").rglob("*.c")):
+        subprocess.run([ARM, *C, "-fsyntax-only", f"-I{ROOT}/csrc", path], check=True)

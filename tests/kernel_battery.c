@@ -1,0 +1,268 @@
+/* Every kernel of every set this CPU can run, on the same seeded inputs: prints `set kernel format hash`, a line each. The hash
+ * of a kernel is the same for every set, on every architecture. NaNs are all one, their payload being nobody's. */
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cpu.h"
+#include "base/half.h"
+#include "isa/kernels.h"
+#include "load/pack.h"
+#include "quant/act.h"
+#include "rt.h"
+
+typedef struct source { uint64_t state; } source;
+
+static uint64_t bits_of(source *s) { /* splitmix64 */
+  uint64_t z = s->state += 0x9e3779b97f4a7c15;
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+  z = (z ^ z >> 27) * 0x94d049bb133111eb;
+  return z ^ z >> 31;
+}
+static int below(source *s, int n) { return (int)(bits_of(s) % (uint64_t)n); }
+/* The sum of four, so that values crowd around 0; exact. */
+static float value(source *s) {
+  int32_t sum = 0;
+  for (int i = 0; i < 4; i++) sum += (int32_t)(bits_of(s) >> 44) - (1 << 19);
+  return (float)sum * 0x1p-20f;
+}
+
+enum kind { TAME, SPIKE, HUGE_ONES, TINY, DENORMAL, ZEROS, NANS, INFINITE, KINDS };
+
+static void fill(source *s, enum kind kind, float *x, int n) {
+  static const float factors[KINDS] = {1, 1, 1e37f, 1e-33f, 1e-40f, 0, 1, 1};
+  for (int i = 0; i < n; i++) {
+    x[i] = value(s) * factors[kind];
+    if (below(s, 40) != 0) continue;
+    if (kind == SPIKE) x[i] *= 1e4f;
+    if (kind == NANS) x[i] = NAN;
+    if (kind == INFINITE) x[i] = x[i] < 0 ? -INFINITY : INFINITY;
+  }
+}
+
+static void *room(size_t bytes) {
+  void *p = aligned_alloc(64, (bytes + 4096 + 63) / 64 * 64);
+  if (!p) exit(2);
+  return memset(p, 0, (bytes + 4096 + 63) / 64 * 64);
+}
+
+/* ---- hashes: FNV-1a ---- */
+typedef struct hash { uint64_t h; } hash;
+
+static void add_bytes(hash *h, const void *p, size_t n) {
+  for (size_t i = 0; i < n; i++) h->h = (h->h ^ ((const uint8_t *)p)[i]) * 0x100000001b3;
+}
+static void add_floats(hash *h, const float *x, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    uint32_t bits = x[i] == x[i] ? rt_bits_of_float(x[i]) : 0x7fc00000;
+    add_bytes(h, &bits, 4);
+  }
+}
+static void say(const char *set, const char *kernel, const char *format, hash *h) {
+  printf("%s %s %s %016llx\n", set, kernel, format, (unsigned long long)h->h);
+  h->h = 0xcbf29ce484222325;
+}
+
+/* ---- weights ---- */
+/* Blocks of rows x k. Tame: each block decodes to finite values of ordinary size; wild: any bytes. */
+static uint8_t *blocks_of(source *s, rt_format format, int rows, int k, bool wild) {
+  const rt_format_info *f = &rt_format_table[format];
+  size_t bytes = rt_file_bytes(format, (uint64_t)rows, (uint64_t)k);
+  uint8_t *blocks = room(bytes);
+  float out[256];
+  for (size_t at = 0; at < bytes; at += f->block_bytes)
+    for (int tries = 0; tries < 100000; tries++) {
+      for (size_t i = 0; i < f->block_bytes; i++) blocks[at + i] = (uint8_t)(bits_of(s) >> 32);
+      f->decode(blocks + at, out);
+      float most = 0;
+      for (uint32_t i = 0; i < f->block_weights; i++) most = fabsf(out[i]) <= most ? most : fabsf(out[i]);
+      if (wild || (most >= 0x1p-8f && most <= 0x1p4f)) break;
+    }
+  return blocks;
+}
+
+static uint8_t *packed_of(source *s, rt_format format, int rows, int k, bool wild) {
+  uint8_t *blocks = blocks_of(s, format, rows, k, wild), *packed = room(rt_packed_bytes(format, (uint64_t)rows, (uint64_t)k));
+  size_t group = rt_group_bytes(format, (uint64_t)k);
+  for (int g = 0; g < (rows + 15) / 16; g++)
+    rt_pack_group(format, (uint64_t)rows, (uint64_t)k, blocks, (uint64_t)g, packed + (size_t)g * group);
+  free(blocks);
+  return packed;
+}
+
+static const int shapes[][3] = {{16, 64, 1}, {40, 256, 3}, {24, 512, 9}, {33, 768, 6}}; /* rows, k, tokens */
+enum { SHAPES = sizeof shapes / sizeof *shapes };
+
+static void linear(const struct rt_kernels *K, rt_format format, hash *h) {
+  source s = {(uint64_t)format};
+  int k_block = (int)rt_format_table[format].block_weights;
+  for (int i = 0; i < SHAPES * 2; i++) {
+    int rows = shapes[i / 2][0], k = (shapes[i / 2][1] + k_block - 1) / k_block * k_block, m = shapes[i / 2][2], groups = (rows + 15) / 16;
+    uint8_t *w = packed_of(&s, format, rows, k, i % 2 != 0);
+    size_t stride = rt_act_bytes(k);
+    uint8_t *act = room(stride * (size_t)m);
+    float *x = room((size_t)k * 4), *y = room((size_t)(m * groups) * 64);
+    for (int t = 0; t < m; t++) {
+      fill(&s, t % 3 == 2 ? SPIKE : TAME, x, k);
+      K->quantize(x, k, 0, NULL, NULL, 0, act + (size_t)t * stride);
+    }
+    K->linear[format](w, k, 0, groups, act, stride, m, y, (size_t)groups * 16);
+    add_floats(h, y, (size_t)(m * groups) * 16);
+    free(y), free(x), free(act), free(w);
+  }
+}
+
+static void embed(const struct rt_kernels *K, rt_format format, hash *h) {
+  source s = {100 + (uint64_t)format};
+  for (int i = 0; i < SHAPES * 2; i++) {
+    int rows = shapes[i / 2][0], k = (shapes[i / 2][1] + 255) / 256 * 256;
+    uint8_t *w = packed_of(&s, format, rows, k, i % 2 != 0);
+    float *out = room((size_t)k * 4);
+    for (int row = 0; row < rows; row += 7) {
+      K->embed[format](w, k, row, row % 2 ? 1.0f : 27.7f, out);
+      add_floats(h, out, (size_t)k);
+    }
+    free(out), free(w);
+  }
+}
+
+static const int lengths[] = {1, 15, 16, 64, 65, 100, 256, 576};
+enum { LENGTHS = sizeof lengths / sizeof *lengths, LONGEST = 576 };
+
+static void quantize(const struct rt_kernels *K, hash *h) {
+  source s = {1};
+  static float x[LONGEST], w[LONGEST], b[LONGEST];
+  for (int i = 0; i < LENGTHS * KINDS * 3; i++) {
+    int k = lengths[i % LENGTHS], norm = i / LENGTHS % 3;
+    uint8_t *act = room(rt_act_bytes(k));
+    fill(&s, (enum kind)(i / LENGTHS / 3), x, k);
+    fill(&s, TAME, w, k);
+    fill(&s, TAME, b, k);
+    K->quantize(x, k, norm == 2, norm ? w : NULL, norm == 2 ? b : NULL, 1e-5f, act);
+    rt_act a = rt_act_at(act, k);
+    size_t kp = rt_act_k(k);
+    add_floats(h, a.scale, 1);
+    add_bytes(h, a.sum, (size_t)((uint8_t *)a.x - (uint8_t *)a.sum));
+    add_floats(h, a.x, kp);
+    free(act);
+  }
+}
+
+static void elementwise(const struct rt_kernels *K, hash *h) {
+  source s = {2};
+  static float x[LONGEST], y[LONGEST], b[LONGEST], out[LONGEST];
+  for (int i = 0; i < LENGTHS * KINDS; i++) {
+    int n = lengths[i % LENGTHS], finite = 0;
+    float largest = 0;
+    fill(&s, (enum kind)(i / LENGTHS), x, n);
+    fill(&s, (enum kind)(i / LENGTHS), y, n);
+    fill(&s, TAME, b, n);
+    for (int biased = 0; biased < 2; biased++) {
+      memcpy(out, y, sizeof y);
+      K->add_scaled(x, biased ? b : NULL, 0.7f, n, out);
+      add_floats(h, out, (size_t)n);
+    }
+    K->add_bias(x, b, n, out);
+    add_floats(h, out, (size_t)n);
+    for (int a = 0; a < 3; a++) {
+      K->gate[a](x, y, n, out);
+      add_floats(h, out, (size_t)n);
+    }
+    for (int cap = 0; cap < 2; cap++) {
+      memcpy(out, x, sizeof x);
+      K->scale_cap(out, n, 3.0f, cap ? 30.0f : 0.0f);
+      add_floats(h, out, (size_t)n);
+    }
+    int at = K->argmax(x, n, &largest, &finite);
+    double sum = K->exp_sum(x, n, largest);
+    sum = sum == sum ? sum : 0.5;
+    add_bytes(h, &at, sizeof at);
+    add_bytes(h, &finite, sizeof finite);
+    add_floats(h, &largest, 1);
+    add_bytes(h, &sum, sizeof sum);
+  }
+}
+
+static void rope(const struct rt_kernels *K, hash *h) {
+  source s = {3};
+  float x[256], w[256], c[128], sn[128];
+  for (int i = 0; i < 24; i++) {
+    int half = 1 + below(&s, 128), pairs = i % 3 ? half : half / 2;
+    fill(&s, (enum kind)(i % KINDS), x, 2 * half);
+    fill(&s, TAME, w, 2 * half);
+    fill(&s, TAME, c, half);
+    fill(&s, TAME, sn, half);
+    K->rope_head(x, 2 * half, i % 2 ? w : NULL, 1e-6f, pairs ? c : NULL, pairs ? sn : NULL, pairs, i / 2 % 2);
+    add_floats(h, x, 2 * (size_t)half);
+  }
+}
+
+enum { PAGES = 5, HEAD_MOST = 128, SHARE_MOST = 7 };
+
+/* K and V of 16 * PAGES tokens, stored one by one. */
+static void fill_pages(source *s, const struct rt_kernels *K, rt_format kf, rt_format vf, int dim, uint8_t **k, uint8_t **v) {
+  float x[HEAD_MOST];
+  for (int t = 0; t < 16 * PAGES; t++) {
+    fill(s, TAME, x, dim);
+    K->store_k[kf](x, dim, t % 16, k[t / 16]);
+    fill(s, t % 5 ? TAME : SPIKE, x, dim);
+    K->store_v[vf](x, dim, t % 16, v[t / 16]);
+  }
+}
+
+static void attention(const struct rt_kernels *K, rt_format kf, rt_format vf, hash *h) {
+  static const int dims[] = {32, 64, 96, 128};
+  source s = {1000 + (uint64_t)kf * 50 + (uint64_t)vf};
+  float q[SHARE_MOST * HEAD_MOST], partial[2 * SHARE_MOST * HEAD_MOST], max[2 * SHARE_MOST], sum[2 * SHARE_MOST],
+      out[SHARE_MOST * HEAD_MOST], sinks[SHARE_MOST];
+  uint8_t *k[PAGES], *v[PAGES];
+  int32_t positions[PAGES][16];
+  const int32_t *lists[PAGES];
+  for (int p = 0; p < PAGES; p++) k[p] = room(16 * HEAD_MOST * 4), v[p] = room(16 * HEAD_MOST * 4), lists[p] = positions[p];
+  for (int i = 0; i < 12; i++) {
+    int dim = dims[i % 4], share = 1 + below(&s, SHARE_MOST);
+    fill_pages(&s, K, kf, vf, dim, k, v);
+    for (int p = 0; p < PAGES; p++) add_bytes(h, k[p], (size_t)(16 * dim)), add_bytes(h, v[p], (size_t)(16 * dim));
+    for (int t = 0; t < 16 * PAGES; t++) positions[t / 16][t % 16] = t > 70 || below(&s, 6) == 0 ? -1 : t;
+    fill(&s, TAME, q, share * dim);
+    fill(&s, TAME, sinks, share);
+    for (int part = 0; part < 2; part++) {
+      struct rt_attention_args args = {.q = q, .out = partial + part * share * dim, .k = (const uint8_t *const *)k + part * 2,
+                                       .v = (const uint8_t *const *)v + part * 2, .positions = lists + part * 2,
+                                       .blocks = part ? PAGES - 2 : 2, .share = share, .head_dim = dim, .position = 40 + i * 3,
+                                       .window = i % 3 ? 0 : 20, .scale = 0.3f, .softcap = i % 2 ? 5.0f : 0.0f};
+      K->attention(&args, (int)kf, (int)vf, max + part * share, sum + part * share);
+    }
+    add_floats(h, partial, (size_t)(2 * share * dim));
+    add_floats(h, max, (size_t)(2 * share));
+    add_floats(h, sum, (size_t)(2 * share));
+    K->attention_combine(2, share, dim, partial, max, sum, i % 2 ? sinks : NULL, out);
+    add_floats(h, out, (size_t)(share * dim));
+  }
+  for (int p = 0; p < PAGES; p++) free(k[p]), free(v[p]);
+}
+
+int main(void) {
+  char missing[RT_MISSING_BYTES];
+  for (int32_t isa = 0; isa < rt_isa_count(); isa++) {
+    if (*rt_isa_missing(isa, missing)) continue;
+    const struct rt_kernels *K = rt_isa_kernels(isa);
+    const char *set = rt_isa_name(isa);
+    hash h = {0xcbf29ce484222325};
+    quantize(K, &h), say(set, "quantize", "-", &h);
+    elementwise(K, &h), say(set, "elementwise", "-", &h);
+    rope(K, &h), say(set, "rope", "-", &h);
+    for (int f = 0; f < RT_FORMATS; f++) {
+      linear(K, (rt_format)f, &h), say(set, "linear", rt_format_table[f].name, &h);
+      embed(K, (rt_format)f, &h), say(set, "embed", rt_format_table[f].name, &h);
+      for (int g = 0; g < RT_FORMATS && K->store_k[f]; g++) {
+        char both[64];
+        snprintf(both, sizeof both, "%s+%s", rt_format_table[f].name, rt_format_table[g].name);
+        if (K->store_v[g]) attention(K, (rt_format)f, (rt_format)g, &h), say(set, "attention", both, &h);
+      }
+    }
+  }
+  return 0;
+}
