@@ -99,7 +99,8 @@ static void linear(const struct rt_kernels *K, rt_format format, hash *h) {
   source s = {(uint64_t)format};
   int k_block = (int)rt_format_table[format].block_weights;
   for (int i = 0; i < SHAPES * 2; i++) {
-    int rows = shapes[i / 2][0], k = (shapes[i / 2][1] + k_block - 1) / k_block * k_block, m = shapes[i / 2][2], groups = (rows + 15) / 16;
+    int rows = shapes[i / 2][0], k = (shapes[i / 2][1] + k_block - 1) / k_block * k_block;
+    int m = shapes[i / 2][2], groups = (rows + 15) / 16;
     uint8_t *w = packed_of(&s, format, rows, k, i % 2 != 0);
     size_t stride = rt_act_bytes(k);
     uint8_t *act = room(stride * (size_t)m);
@@ -165,6 +166,9 @@ static void elementwise(const struct rt_kernels *K, hash *h) {
       add_floats(h, out, (size_t)n);
     }
     K->add_bias(x, b, n, out);
+    add_floats(h, out, (size_t)n);
+    memcpy(out, y, sizeof y);
+    K->norm_add(x, n, b, 1e-5f, out);
     add_floats(h, out, (size_t)n);
     for (int a = 0; a < 3; a++) {
       K->gate[a](x, y, n, out);

@@ -260,8 +260,6 @@ def test_every_kernel_is_the_same_on_arm(arm: Arm, battery: Path) -> None:
 @pytest.mark.parametrize("line, fault", [
     ("vfmaq_f32(z.c, x.c, y.c)", "vaddq_f32(z.c, vmulq_f32(x.c, y.c))"),
     ("vrndnq_f32", "vrndmq_f32"),
-    ("vcgtq_f32(x, y), x, y)", "vcgtq_f32(y, x), y, x)"),
-    ("128 * vaddvq_s32", "127 * vaddvq_s32"),
     ("j % 2 == 0", "j % 4 == 0"),
 ])
 def test_a_fault_in_neon_is_found(arm: Arm, battery: Path, tmp_path: Path, line: str, fault: str) -> None:
@@ -269,7 +267,7 @@ def test_a_fault_in_neon_is_found(arm: Arm, battery: Path, tmp_path: Path, line:
     assert source.count(line) == 1
     (tmp_path / "simd").mkdir()
     (tmp_path / "simd/neon.h").write_text(source.replace(line, fault))
-    faulty = arm.compile(ROOT / "csrc/isa/neon.c", "-O1", f"-I{tmp_path}", folder=tmp_path)
+    faulty = arm.compile(ROOT / "csrc/isa/neon.c", "-O0", f"-I{tmp_path}", folder=tmp_path)
     got = hashes("qemu-aarch64", arm.link("faulty", neon=faulty))
     assert got["scalar"] == hashes(battery)["scalar"] != got["neon"]
 
