@@ -203,49 +203,73 @@ static void rope(const struct rt_kernels *K, hash *h) {
   }
 }
 
-enum { PAGES = 5, HEAD_MOST = 128, SHARE_MOST = 7 };
+enum { PAGES = 7, OLD = 70, TOKENS = 11, HEAD_MOST = 128, SHARE_MOST = 7 };
+#define ROWS (TOKENS * SHARE_MOST)
 
 /* K and V of 16 * PAGES tokens, stored one by one. */
-static void fill_pages(source *s, const struct rt_kernels *K, rt_format kf, rt_format vf, int dim, uint8_t **k, uint8_t **v) {
+static void fill_pages(source *s, const struct rt_kernels *K, struct rt_attention_args *a, uint8_t *k, uint8_t *v) {
   float x[HEAD_MOST];
-  for (int t = 0; t < 16 * PAGES; t++) {
-    fill(s, TAME, x, dim);
-    K->store_k[kf](x, dim, t % 16, k[t / 16]);
-    fill(s, t % 5 ? TAME : SPIKE, x, dim);
-    K->store_v[vf](x, dim, t % 16, v[t / 16]);
+  for (size_t t = 0; t < 16 * PAGES; t++) {
+    fill(s, TAME, x, a->head_dim);
+    K->store_k[a->k_format](x, a->head_dim, (int)(t % 16), k + t / 16 * a->k_stride);
+    fill(s, t % 5 ? TAME : SPIKE, x, a->head_dim);
+    K->store_v[a->v_format](x, a->head_dim, (int)(t % 16), v + t / 16 * a->v_stride);
   }
 }
 
+/* TOKENS tokens behind OLD others, some of which are evicted; page 3 and what follows are a second partial. */
 static void attention(const struct rt_kernels *K, rt_format kf, rt_format vf, hash *h) {
   static const int dims[] = {32, 64, 96, 128};
+  static float q[ROWS * HEAD_MOST], partial[ROWS * HEAD_MOST], max[ROWS], sum[ROWS * 16], top[ROWS], total[ROWS * 16],
+      out[ROWS * HEAD_MOST], scratch[2 * RT_TILE_SLOTS * HEAD_MOST];
   source s = {1000 + (uint64_t)kf * 50 + (uint64_t)vf};
-  float q[SHARE_MOST * HEAD_MOST], partial[2 * SHARE_MOST * HEAD_MOST], max[2 * SHARE_MOST], sum[2 * SHARE_MOST],
-      out[SHARE_MOST * HEAD_MOST], sinks[SHARE_MOST];
-  uint8_t *k[PAGES], *v[PAGES];
-  int32_t positions[PAGES][16];
-  const int32_t *lists[PAGES];
-  for (int p = 0; p < PAGES; p++) k[p] = room(16 * HEAD_MOST * 4), v[p] = room(16 * HEAD_MOST * 4), lists[p] = positions[p];
-  for (int i = 0; i < 12; i++) {
-    int dim = dims[i % 4], share = 1 + below(&s, SHARE_MOST);
-    fill_pages(&s, K, kf, vf, dim, k, v);
-    for (int p = 0; p < PAGES; p++) add_bytes(h, k[p], (size_t)(16 * dim)), add_bytes(h, v[p], (size_t)(16 * dim));
-    for (int t = 0; t < 16 * PAGES; t++) positions[t / 16][t % 16] = t > 70 || below(&s, 6) == 0 ? -1 : t;
-    fill(&s, TAME, q, share * dim);
-    fill(&s, TAME, sinks, share);
-    for (int part = 0; part < 2; part++) {
-      struct rt_attention_args args = {.q = q, .out = partial + part * share * dim, .k = (const uint8_t *const *)k + part * 2,
-                                       .v = (const uint8_t *const *)v + part * 2, .positions = lists + part * 2,
-                                       .blocks = part ? PAGES - 2 : 2, .share = share, .head_dim = dim, .position = 40 + i * 3,
-                                       .window = i % 3 ? 0 : 20, .scale = 0.3f, .softcap = i % 2 ? 5.0f : 0.0f};
-      K->attention(&args, (int)kf, (int)vf, max + part * share, sum + part * share);
+  size_t bytes = 16 * HEAD_MOST * 4;
+  uint8_t *k = room(PAGES * bytes), *v = room(PAGES * bytes);
+  int32_t positions[PAGES * 16];
+  struct rt_block blocks[PAGES];
+  struct rt_query queries[TOKENS];
+  for (int n = 0; n < 5; n++) {
+    int i = n + 3 * ((int)kf + (int)vf), dim = dims[n % 4], share = 1 + below(&s, SHARE_MOST), rows = TOKENS * share;
+    struct rt_attention_args a = {.k = k, .v = v, .queries = queries, .max = max, .sum = sum, .out = partial,
+                                  .q_stride = (size_t)(share * dim), .k_stride = bytes, .v_stride = bytes, .fresh = OLD, .share = share, .head_dim = dim,
+                                  .window = i % 3 ? 0 : 20, .k_format = kf, .v_format = vf, .scale = i % 5 ? 0.3f : 30.0f,
+                                  .softcap = i % 2 ? 5.0f : 0.0f};
+    fill_pages(&s, K, &a, k, v);
+    add_bytes(h, k, PAGES * bytes), add_bytes(h, v, PAGES * bytes);
+    for (int t = 0; t < 16 * PAGES; t++) positions[t] = t >= OLD + TOKENS || (t < OLD && below(&s, 6) == 0) ? -1 : t;
+    for (int b = 0; b < PAGES; b++) {
+      blocks[b] = (struct rt_block){.page = b, .low = INT32_MAX, .high = -1, .positions = positions + b * 16};
+      for (int l = 0; l < 16; l++)
+        if (positions[b * 16 + l] >= 0) {
+          blocks[b].high = positions[b * 16 + l];
+          if (blocks[b].low > blocks[b].high) blocks[b].low = blocks[b].high;
+        }
     }
-    add_floats(h, partial, (size_t)(2 * share * dim));
-    add_floats(h, max, (size_t)(2 * share));
-    add_floats(h, sum, (size_t)(2 * share));
-    K->attention_combine(2, share, dim, partial, max, sum, i % 2 ? sinks : NULL, out);
-    add_floats(h, out, (size_t)(share * dim));
+    for (int t = 0; t < TOKENS; t++) queries[t] = (struct rt_query){OLD + t, i % 4 == 3 ? bits_of(&s) | 1u << t : 0};
+    fill(&s, TAME, q, rows * dim);
+    for (int tile = 0; tile < 2; tile++) {
+      fill(&s, TAME, top, rows);
+      memset(total, 0, sizeof total), memset(out, 0, sizeof out);
+      for (int r = 0; r < rows; r++) total[r * 16] = i % 2 ? 1 : 0, top[r] = i % 2 ? top[r] : -3e38f;
+      for (int part = 0; part < 2; part++) {
+        a.blocks = blocks + part * 3, a.n_blocks = part ? PAGES - 3 : 3, a.first_block = part * 3;
+        for (int t = 0; t < (tile ? 1 : TOKENS); t++) {
+          struct rt_attention_args one = a;
+          one.q = q + t * share * dim, one.queries += t, one.tokens = tile ? TOKENS : 1;
+          one.out += t * share * dim, one.max += t * share, one.sum += t * share * 16;
+          if (tile) K->attention_tile(&one, scratch);
+          else K->attention(&one);
+        }
+        add_floats(h, partial, (size_t)(rows * dim));
+        add_floats(h, max, (size_t)rows);
+        add_floats(h, sum, (size_t)rows * 16);
+        K->attention_join(rows, dim, partial, max, sum, top, total, out);
+      }
+      K->attention_end(rows, dim, total, out);
+      add_floats(h, out, (size_t)(rows * dim));
+    }
   }
-  for (int p = 0; p < PAGES; p++) free(k[p]), free(v[p]);
+  free(k), free(v);
 }
 
 int main(void) {

@@ -18,6 +18,8 @@ typedef struct v16m { uint32x4_t a, b, c, d; } v16m;
 #define V_EACH1(type, f, x) (type){f((x).a), f((x).b), f((x).c), f((x).d)}
 #define V_EACH(type, f, x, y) (type){f((x).a, (y).a), f((x).b, (y).b), f((x).c, (y).c), f((x).d, (y).d)}
 
+#define V_ROWS 6 /* query rows that share a load in attention_tile: 24 sums, a row of the page, a query */
+
 V_INLINE v16f v_set1(float x) { float32x4_t r = vdupq_n_f32(x); return (v16f){r, r, r, r}; }
 V_INLINE v16f v_zero(void) { return v_set1(0.0f); }
 V_INLINE v16f v_load(const float *p) { return (v16f){vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}; }
@@ -30,6 +32,10 @@ V_INLINE void v_store(float *p, v16f x) {
 V_INLINE float32x4_t v_widen_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 V_INLINE v16f v_load_f16(const uint16_t *p) {
   return (v16f){v_widen_f16(p), v_widen_f16(p + 4), v_widen_f16(p + 8), v_widen_f16(p + 12)};
+}
+V_INLINE v16f v_set1_f16(const uint16_t *p) {
+  float32x4_t r = vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(*p)));
+  return (v16f){r, r, r, r};
 }
 V_INLINE float32x4_t v_widen_bf16(const uint16_t *p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
 V_INLINE v16f v_load_bf16(const uint16_t *p) {
@@ -59,11 +65,15 @@ V_INLINE v16f v_fma(v16f x, v16f y, v16f z) {
 V_INLINE v16f v_abs(v16f x) { return V_EACH1(v16f, vabsq_f32, x); }
 V_INLINE v16f v_round(v16f x) { return V_EACH1(v16f, vrndnq_f32, x); }
 V_INLINE float32x4_t v_power2(int32x4_t e) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(e, vdupq_n_s32(127)), 23)); }
-V_INLINE float32x4_t v_scale2_4(float32x4_t x, float32x4_t n) {
+V_INLINE float32x4_t v_scale2_of4(float32x4_t x, float32x4_t n) {
   int32x4_t e = vcvtnq_s32_f32(n), half = vshrq_n_s32(e, 1);
   return vmulq_f32(vmulq_f32(x, v_power2(half)), v_power2(vsubq_s32(e, half)));
 }
-V_INLINE v16f v_scale2(v16f x, v16f n) { return V_EACH(v16f, v_scale2_4, x, n); }
+V_INLINE v16f v_scale2(v16f x, v16f n) { return V_EACH(v16f, v_scale2_of4, x, n); }
+V_INLINE float32x4_t v_scale2_normal_of4(float32x4_t x, float32x4_t n) {
+  return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x), vshlq_n_s32(vcvtnq_s32_f32(n), 23)));
+}
+V_INLINE v16f v_scale2_normal(v16f x, v16f n) { return V_EACH(v16f, v_scale2_normal_of4, x, n); }
 
 V_INLINE v16m v_less(v16f x, v16f y) { return V_EACH(v16m, vcltq_f32, x, y); }
 V_INLINE uint32x4_t v_within4(const int32_t *p, int32x4_t low, int32x4_t high) {
@@ -74,10 +84,17 @@ V_INLINE v16m v_within(const int32_t *p, int32_t low, int32_t high) {
   int32x4_t l = vdupq_n_s32(low), h = vdupq_n_s32(high);
   return (v16m){v_within4(p, l, h), v_within4(p + 4, l, h), v_within4(p + 8, l, h), v_within4(p + 12, l, h)};
 }
+static const uint32_t v_lane_bits[16] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+V_INLINE v16m v_mask(uint32_t bits) {
+  const uint32_t *lane = v_lane_bits;
+  uint32x4_t all = vdupq_n_u32(bits);
+  return (v16m){vtstq_u32(all, vld1q_u32(lane)), vtstq_u32(all, vld1q_u32(lane + 4)), vtstq_u32(all, vld1q_u32(lane + 8)),
+                vtstq_u32(all, vld1q_u32(lane + 12))};
+}
 V_INLINE uint32_t v_bits(v16m m) {
-  static const uint32_t bit[16] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-  uint32x4_t low = vorrq_u32(vandq_u32(m.a, vld1q_u32(bit)), vandq_u32(m.b, vld1q_u32(bit + 4)));
-  uint32x4_t high = vorrq_u32(vandq_u32(m.c, vld1q_u32(bit + 8)), vandq_u32(m.d, vld1q_u32(bit + 12)));
+  const uint32_t *lane = v_lane_bits;
+  uint32x4_t low = vorrq_u32(vandq_u32(m.a, vld1q_u32(lane)), vandq_u32(m.b, vld1q_u32(lane + 4)));
+  uint32x4_t high = vorrq_u32(vandq_u32(m.c, vld1q_u32(lane + 8)), vandq_u32(m.d, vld1q_u32(lane + 12)));
   return vaddvq_u32(vorrq_u32(low, high));
 }
 V_INLINE v16f v_select(v16m m, v16f x, v16f y) {
