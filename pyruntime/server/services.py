@@ -334,9 +334,8 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
         _check_count("sequences", len(request.sequences))
         out = tokenizer_pb2.DetokenizeResponse()
         for n, sequence in enumerate(request.sequences):
-            ids = [i for i in sequence.ids if i not in tokenizer.special_ids] if request.skip_special_tokens else sequence.ids
             try:
-                raw = tokenizer.decode_bytes(ids)
+                raw = tokenizer.decode_bytes(sequence.ids, request.skip_special_tokens)
             except FieldInvalid as error:
                 raise FieldInvalid(str(error), field=f"sequences[{n}].ids") from None
             out.raw.append(raw)

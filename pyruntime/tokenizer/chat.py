@@ -158,13 +158,13 @@ class _Marks:
 
     def _searched_for(self, specials: Sequence[str]) -> set[str]:
         """The template's own strings, from their first edge on, that hold and begin no special token."""
-        found = set()
+        found, beginnings = set(), {s[:i] for s in specials for i in range(1, len(s) + 1)}
         for match in _STRING.finditer(self._source):
             text = (match[1] or match[2] or "").replace("\\n", "\n").replace("\\t", "\t")
             first = next((i for i, c in enumerate(text) if c in self._edges), len(text))
             text = text[first:]
-            begins = any(s.startswith(text[k:]) for k in range(len(text)) for s in specials)
-            if text and not begins and not any(s in text for s in specials):
+            begins = any(text[k:] in beginnings for k in range(len(text)))
+            if text and not begins and not self.specials.search(text):
                 found.add(text)
         return found
 

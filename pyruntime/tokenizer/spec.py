@@ -13,12 +13,13 @@ from pyruntime.errors import ModelInvalid, ModelNotFound
 
 
 class Kind(IntEnum):
-    """What a token is for: csrc/text/bpe.h."""
+    """What a token is for: csrc/text/tokens.h."""
 
     NORMAL = 0
     ADDED = 1
     SPECIAL = 2
     UNUSED = 3
+    BYTE = 4
 
 
 # Pre-tokenizers by the names they have in GGUF files (csrc/text/split.h); a file without one means GPT-2's.
@@ -68,7 +69,7 @@ class Spec:
     family: str
     tokens: list[str]
     kinds: list[int]
-    merges: Sequence[str]  # "left right", in order of rank
+    merges: Sequence[str] = ()  # "left right", in order of rank
     split: str = "gpt2"
     ignore_merges: bool = False
     nfc: bool = False
@@ -78,6 +79,9 @@ class Spec:
     suffix: list[int] = field(default_factory=list)
     end_ids: list[int] = field(default_factory=list)
     chat_template: str | None = None
+    scores: Sequence[float] = ()  # SentencePiece: one a token
+    space_prefix: bool = False  # SentencePiece: a space goes before a text
+    unknown_id: int | None = None
 
 
 def find_split(name: str) -> int:
@@ -92,33 +96,48 @@ def from_gguf_metadata(meta: Mapping[str, object]) -> Spec:
     model = _text(meta, "tokenizer.ggml.model")
     if model is None:
         raise ModelInvalid("tokenizer.ggml.model: missing; the file has no tokenizer")
-    if model != "gpt2":
-        raise ModelInvalid(f"tokenizer.ggml.model: {model!r} is not supported; byte-level BPE ('gpt2') is")
+    if model not in ("gpt2", "llama"):
+        raise ModelInvalid(f"tokenizer.ggml.model: {model!r} is not supported; byte-level BPE ('gpt2') and "
+                           "SentencePiece BPE ('llama') are")
     tokens = _texts(meta.get("tokenizer.ggml.tokens"), "tokenizer.ggml.tokens")
-    merges = _texts(meta.get("tokenizer.ggml.merges"), "tokenizer.ggml.merges")
-    kinds = _gguf_kinds(meta.get("tokenizer.ggml.token_type"), len(tokens))
-    pre = _text(meta, "tokenizer.ggml.pre") or "default"
-    llama3 = find_split(pre) == find_split("llama3")
 
     def token_id(name: str) -> int | None:
         return _id(meta.get(f"tokenizer.ggml.{name}_token_id"), len(tokens), f"tokenizer.ggml.{name}_token_id")
 
-    bos, eos = token_id("bos"), token_id("eos")
-    add_bos = _flag(meta, "tokenizer.ggml.add_bos_token", default=llama3)
+    spec = (_gguf_byte_level if model == "gpt2" else _gguf_sentencepiece)(meta, tokens)
+    spec.bos_id, spec.eos_id, spec.unknown_id = token_id("bos"), token_id("eos"), token_id("unknown")
+    by_default = spec.family == "spm" or spec.ignore_merges
+    add_bos = _flag(meta, "tokenizer.ggml.add_bos_token", default=by_default)
     add_eos = _flag(meta, "tokenizer.ggml.add_eos_token", default=False)
+    spec.prefix = [spec.bos_id] if add_bos and spec.bos_id is not None else []
+    spec.suffix = [spec.eos_id] if add_eos and spec.eos_id is not None else []
+    spec.end_ids = _end_ids(tokens, spec.kinds, [spec.eos_id, token_id("eot"), token_id("eom")])
+    spec.chat_template = _text(meta, "tokenizer.chat_template")
+    return spec
+
+
+def _gguf_byte_level(meta: Mapping[str, object], tokens: list[str]) -> Spec:
+    pre = _text(meta, "tokenizer.ggml.pre") or "default"
     return Spec(
         family="bpe",
         tokens=tokens,
-        kinds=kinds,
-        merges=merges,
+        kinds=_gguf_kinds(meta.get("tokenizer.ggml.token_type"), len(tokens), Kind.NORMAL),
+        merges=_texts(meta.get("tokenizer.ggml.merges"), "tokenizer.ggml.merges"),
         split=pre,
-        ignore_merges=llama3,
-        bos_id=bos,
-        eos_id=eos,
-        prefix=[bos] if add_bos and bos is not None else [],
-        suffix=[eos] if add_eos and eos is not None else [],
-        end_ids=_end_ids(tokens, kinds, [eos, token_id("eot"), token_id("eom")]),
-        chat_template=_text(meta, "tokenizer.chat_template"),
+        ignore_merges=find_split(pre) == find_split("llama3"),
+    )
+
+
+def _gguf_sentencepiece(meta: Mapping[str, object], tokens: list[str]) -> Spec:
+    scores = _list(meta.get("tokenizer.ggml.scores"), "tokenizer.ggml.scores")
+    if len(scores) != len(tokens):
+        raise ModelInvalid(f"tokenizer.ggml.scores: {len(scores)} entries for {len(tokens)} tokens")
+    return Spec(
+        family="spm",
+        tokens=tokens,
+        kinds=_gguf_kinds(meta.get("tokenizer.ggml.token_type"), len(tokens), Kind.BYTE),
+        scores=scores,  # type: ignore[arg-type]  # checked when they become an array
+        space_prefix=_flag(meta, "tokenizer.ggml.add_space_prefix", default=True),
     )
 
 
@@ -222,14 +241,14 @@ def _id(value: object, n: int, where: str) -> int | None:
     return number
 
 
-def _gguf_kinds(value: object, n: int) -> list[int]:
-    """GGUF token types: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte."""
+def _gguf_kinds(value: object, n: int, byte: Kind) -> list[int]:
+    """GGUF token types: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte: what `byte` says."""
     if value is None:
         return [Kind.NORMAL] * n
     types = _list(value, "tokenizer.ggml.token_type")
     if len(types) != n:
         raise ModelInvalid(f"tokenizer.ggml.token_type: {len(types)} entries for {n} tokens")
-    known = {1: Kind.NORMAL, 2: Kind.SPECIAL, 3: Kind.SPECIAL, 4: Kind.ADDED, 5: Kind.UNUSED, 6: Kind.NORMAL}
+    known = {1: Kind.NORMAL, 2: Kind.SPECIAL, 3: Kind.SPECIAL, 4: Kind.ADDED, 5: Kind.UNUSED, 6: byte}
     try:
         return [known[t] for t in (types.tolist() if hasattr(types, "tolist") else types)]  # type: ignore[index]
     except (KeyError, TypeError) as error:

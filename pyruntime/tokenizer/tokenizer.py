@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pyruntime._core._text import Bpe
+from pyruntime._core._text import Bpe, Spm
 from pyruntime.errors import FieldInvalid, ModelInvalid
 from pyruntime.tokenizer import spec as specs
 from pyruntime.tokenizer.chat import ChatTemplate
@@ -38,6 +38,19 @@ def _byte_level_bpe(spec: Spec) -> Encoder:
     return Bpe(text, offset, kinds, merge_text, merge_offset, split, spec.ignore_merges, secrets.randbits(64))
 
 
+def _sentencepiece_bpe(spec: Spec) -> Encoder:
+    text, offset = _packed(spec.tokens, "tokens")
+    try:
+        scores = np.array(spec.scores, np.float32)
+    except (TypeError, ValueError):
+        raise ModelInvalid("tokenizer.ggml.scores: every one must be a number") from None
+    if scores.shape != (len(spec.tokens),):
+        raise ModelInvalid("tokenizer.ggml.scores: every one must be a number")
+    unknown = -1 if spec.unknown_id is None else spec.unknown_id
+    kinds = np.array(spec.kinds, np.uint8)
+    return Spm(text, offset, kinds, scores, unknown, spec.space_prefix, secrets.randbits(64))
+
+
 def _packed(texts: Sequence[str], what: str) -> tuple[bytes, npt.NDArray[np.uint32]]:
     """The UTF-8 of all texts in one, and where each begins: [n + 1]."""
     try:
@@ -52,7 +65,7 @@ def _packed(texts: Sequence[str], what: str) -> tuple[bytes, npt.NDArray[np.uint
 
 
 # Every family of tokenizers, by the name a Spec gives it.
-FAMILIES: dict[str, Callable[[Spec], Encoder]] = {"bpe": _byte_level_bpe}
+FAMILIES: dict[str, Callable[[Spec], Encoder]] = {"bpe": _byte_level_bpe, "spm": _sentencepiece_bpe}
 
 
 class Tokenizer:
@@ -65,6 +78,7 @@ class Tokenizer:
             raise ModelInvalid("tokenizer: the vocabulary is empty")
         self._encoder = FAMILIES[spec.family](spec)
         self._nfc = spec.nfc
+        self._space_prefix = spec.space_prefix
         self._prefix, self._suffix = spec.prefix, spec.suffix
         self.vocab_size = len(spec.tokens)
         self.bos_id, self.eos_id = spec.bos_id, spec.eos_id
@@ -138,12 +152,20 @@ class Tokenizer:
             raise FieldInvalid(message, field="text") from None
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
-        """The text of ids; bytes that are not UTF-8 become U+FFFD."""
-        kept = [i for i in ids if i not in self.special_ids] if skip_special else ids
-        return self.decode_bytes(kept).decode("utf-8", "replace")
+        """The text of ids, the inverse of encode; bytes that are not UTF-8 become U+FFFD.
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        return b"".join(map(self.token_bytes, ids))
+        A space that encode puts before a text is taken off again; a text that goes on from another one is Detokenizer's."""
+        return self.decode_bytes(ids, skip_special).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Iterable[int], skip_special: bool = False) -> bytes:
+        """The same as bytes."""
+        parts, begins = [], self._space_prefix
+        for i in ids:
+            data, special = self.token_bytes(i), i in self.special_ids
+            if not (special and skip_special):
+                parts.append(data[1:] if begins and not special and data[:1] == b" " else data)
+            begins = self._space_prefix and special
+        return b"".join(parts)
 
     def token_bytes(self, id: int) -> bytes:
         """What one token stands for. FieldInvalid outside the vocabulary."""
