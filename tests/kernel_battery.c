@@ -231,8 +231,8 @@ static void attention(const struct rt_kernels *K, rt_format kf, rt_format vf, ha
   for (int n = 0; n < 5; n++) {
     int i = n + 3 * ((int)kf + (int)vf), dim = dims[n % 4], share = 1 + below(&s, SHARE_MOST), rows = TOKENS * share;
     struct rt_attention_args a = {.k = k, .v = v, .queries = queries, .max = max, .sum = sum, .out = partial,
-                                  .q_stride = (size_t)(share * dim), .k_stride = bytes, .v_stride = bytes, .fresh = OLD, .share = share, .head_dim = dim,
-                                  .window = i % 3 ? 0 : 20, .k_format = kf, .v_format = vf, .scale = i % 5 ? 0.3f : 30.0f,
+                                  .q_stride = (size_t)(share * dim), .k_stride = bytes, .v_stride = bytes, .fresh = OLD,
+                                  .share = share, .head_dim = dim, .window = i % 3 ? 0 : 20, .k_format = kf, .v_format = vf, .scale = i % 5 ? 0.3f : 30.0f,
                                   .softcap = i % 2 ? 5.0f : 0.0f};
     fill_pages(&s, K, &a, k, v);
     add_bytes(h, k, PAGES * bytes), add_bytes(h, v, PAGES * bytes);

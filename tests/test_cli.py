@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -298,7 +299,13 @@ def test_doctor(cli, monkeypatch):
     assert code == (1 if facts["problems"] else 0)
     assert facts["cpu"]["isas"]["scalar"] == "" and facts["cpu"]["threads"] >= 1 and facts["memory"]["total"] > 0
     assert facts["versions"]["pyruntime"] == "0.1.0" and facts["extras"]["torch"] != ""
-    assert "scalar" in cli("doctor")[1]
+    assert facts["cpu"]["isa"] == facts["cpu"]["best_isa"]
+    said = cli("doctor")[1]
+    assert f"{facts['cpu']['best_isa']}, the best set that runs here" in said
+    for name, missing in facts["cpu"]["isas"].items():
+        assert re.search(rf"^  {name} +{f'cannot run here: lacks {missing}' if missing else 'runs here'}$", said, re.M)
+    monkeypatch.setenv("PYRUNTIME_ISA", "scalar")
+    assert "scalar, as PYRUNTIME_ISA says" in cli("doctor")[1]
     monkeypatch.setenv("PYRUNTIME_ISA", "mmx")
     monkeypatch.setenv("PYRUNTIME_HOME", "/dev/null/no/such")
     code, out, err = cli("doctor")

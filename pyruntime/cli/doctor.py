@@ -65,7 +65,7 @@ def cpu(problems: list[str]) -> dict[str, Any]:
     except ImportError as error:
         problems.append(f"the compiled modules do not load: {error}; install the wheel again")
         return facts
-    facts["isas"] = dict(_engine.isas())
+    facts["isas"], facts["best_isa"] = dict(_engine.isas()), _engine.best_isa()
     for name, choose in (("isa", machine.isa), ("threads", machine.threads), ("pool", machine.pool)):
         try:
             facts[name] = choose()
@@ -130,9 +130,12 @@ def show(facts: dict[str, Any]) -> None:
     pages = {"always": "always given", "madvise": "given when asked for, as the weights do", "never": "never given: slower"}
     rows = [("versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())),
             ("processor", f"{cpu['name']} ({cpu['machine']}, {cpu['cpus']} CPUs)")]
-    for name, missing in cpu.get("isas", {}).items():
-        state = f"cannot run here: no {missing}" if missing else "runs here" + ", chosen" * (name == cpu.get("isa"))
-        rows.append((f"  {name}", state))
+    if best := cpu.get("best_isa"):
+        chosen = f"{cpu['isa']}, as PYRUNTIME_ISA says" if "isa" in cpu else "none chosen"
+        rows.append(("instructions", f"{best}, the best set that runs here" if cpu.get("isa") == best else
+                     f"{chosen}; the best set that runs here is {best}"))
+    rows += [(f"  {name}", f"cannot run here: lacks {missing}" if missing else "runs here")
+             for name, missing in cpu.get("isas", {}).items()]
     if "threads" in cpu:
         quota = "no quota" if cpu["cgroup_cpus"] is None else f"a quota of {cpu['cgroup_cpus']:g}"
         rows.append(("threads", f"{cpu['threads']} ({cpu.get('allowed_cpus', cpu['cpus'])} CPUs allowed, {quota}), "
