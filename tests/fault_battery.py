@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -25,13 +26,13 @@ from pyruntime.models import gemma3, llama
 from pyruntime.quant import FORMATS
 from pyruntime.types import Batch
 
-#: config fields, the matrices' format, what the ops get besides
+#: config fields, the matrices' formats in turn, what the ops get besides
 MODELS = {
     "q8_0": (dict(eps=1e-3, qkv_bias=True, rope_interleaved=True), "Q8_0", dict(window=5)),
     "q4_1": (dict(eps=1e-3, heads=3, kv_heads=3, head_dim=32, rope_interleaved=False, k_format="f32", v_format="f32"),
              "Q4_1", {}),
     "q4_0": (dict(heads=4, kv_heads=2, head_dim=24, qk_norm=True, tied=False), "Q4_0", dict(softcap=2.0, scale=0.75)),
-    "q4_k": (dict(width=256, hidden=256, heads=2, kv_heads=1, head_dim=128, layers=1), "Q4_K", {}),
+    "k": (dict(width=256, hidden=256, heads=2, kv_heads=1, head_dim=128, layers=1), "Q4_K Q5_K Q6_K", {}),
     "f16": (dict(width=41, hidden=37, heads=2, kv_heads=2, head_dim=10, rope_dims=6), "F16", dict(sharp=30.0)),
     "gemma": (dict(eps=1e-3, period=2, window=5), "Q8_0", dict(family=gemma3)),
     "large": (dict(width=32, hidden=32, heads=2, kv_heads=1, head_dim=8, layers=1), "BF16", dict(values=2e5)),
@@ -53,7 +54,8 @@ def model(name: str):
         replace(op, window=more.get("window", op.window), softcap=more.get("softcap", 0.0), scale=op.scale * more.get("sharp", 1))
         if isinstance(op, p.Attention) else replace(op, scale=more.get("scale", 1.0)) if isinstance(op, p.LinearAdd) else op
         for op in plan.ops))
-    formats = {w.name: format if w.k % FORMATS[format].BLOCK_WEIGHTS == 0 else "F32" for w in plan.weights if w.k}
+    matrices = [w for w in plan.weights if w.k]
+    formats = {w.name: f if w.k % FORMATS[f].BLOCK_WEIGHTS == 0 else "F32" for w, f in zip(matrices, cycle(format.split()))}
     return plan, stored(plan, values, formats), stored(plan, values, formats, low_memory=True)
 
 

@@ -42,12 +42,9 @@ static inline void rt_decode_Q4_K(const uint8_t *restrict block, float *restrict
 
 static inline void rt_pack_Q4_K(const uint8_t *restrict blocks, size_t stride, int rows, int k, uint8_t *restrict tile) {
   (void)k;
-  memset(tile, 0, 2368);
-  for (int r = 0; r < rows; r++) {
-    const uint8_t *block = blocks + r * stride;
-    rt_pack_scales_k4(block, r, tile);
-    for (int j = 0; j < 32; j++) memcpy(tile + 320 + j * RT_STEP_BYTES + r * 4, block + 16 + j * 4, 4);
-  }
+  if (rows < RT_TILE_ROWS) memset(tile, 0, 2368);
+  for (int r = 0; r < rows; r++) rt_pack_scales_k4(blocks + r * stride, r, tile);
+  rt_pack_words(blocks + 16, stride, rows, 32, 0, tile + 320);
 }
 
 #ifdef V_INLINE

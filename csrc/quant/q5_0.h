@@ -1,5 +1,8 @@
 /* Q5_0, value = d * (n - 16).
- *   file (22 for 32 weights):  d f16 | h u32, bit i is the fifth bit of n[i] | u4[32], byte i holds n[i] low and n[i + 16] high */
+ *   file (22 for 32 weights):  d f16 | h u32, bit i is the fifth bit of n[i] | u4[32], byte i holds n[i] low and n[i + 16] high
+ *   tile (704):                d f16 [2 half][16 row] | low bits as in Q4_0 | fifth bits [2 line][16 row][4 k] u8, bit m of
+ *                              line l, byte i is k = 8 m + 4 l + i
+ * A padding weight is n = 0 under d = 0. */
 #ifndef RT_Q5_0_H
 #define RT_Q5_0_H
 #include "quant/r16.h"
@@ -13,4 +16,24 @@ static inline void rt_decode_Q5_0(const uint8_t *restrict block, float *restrict
     out[k + 16] = d * (float)((int)(both >> 4 | (h >> (k + 16) & 1) << 4) - 16);
   }
 }
+
+static inline void rt_pack_Q5_0(const uint8_t *restrict blocks, size_t stride, int rows, int k, uint8_t *restrict tile) {
+  size_t second = k > 32 ? 22 : 0;
+  if (rows < RT_TILE_ROWS || !second) memset(tile, 0, 704);
+  for (int r = 0; r < rows; r++) {
+    const uint8_t *first = blocks + r * stride;
+    memcpy(tile + r * 2, first, 2);
+    if (second) memcpy(tile + 32 + r * 2, first + second, 2);
+    rt_pack_bits(rt_load_u32(first + 2), second ? rt_load_u32(first + second + 2) : 0, r, tile + 576);
+  }
+  rt_pack_nibbles(blocks + 6, stride, rows, second, tile + 64);
+}
+
+#ifdef V_INLINE
+V_INLINE v64b rt_step_Q5_0(const uint8_t *restrict tile, int span, int j) {
+  (void)span;
+  return v_or(v_field(v_bytes(tile + 64 + j % 8 * 64), j / 8 * 4, 15), v_field(v_bytes(tile + 576 + j % 2 * 64), j / 2 - 4, 16));
+}
+V_INLINE v16f rt_scale_Q5_0(const uint8_t *restrict tile, int s) { return v_load_f16((const uint16_t *)tile + s * 16); }
+#endif
 #endif

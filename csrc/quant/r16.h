@@ -6,8 +6,8 @@
  *   Weights of a tile stand as, or make up, steps of 64 bytes = [16 row][4 k]: one AVX-512 VNNI operand, two of AVX2, four of
  *   NEON. Scales of a tile come first, [sub][16 row], a sub-block being the k under one scale.
  *
- *   Weights of fewer than 8 bits are split into planes of 4, 2 or 1 bits, low ones first, a plane behind the other. A plane of
- *   b bits has 2 b lines of 64 bytes a span; line l holds steps l, l + 2 b, l + 4 b .. of the span, the first in its low bits.
+ *   Weights of fewer than 8 bits are split into planes of 4, 2 or 1 bits, low ones first, in each span one behind the other. A
+ *   plane of b bits has 2 b lines of 64 bytes a span; line l holds steps l, l + 2 b, l + 4 b .. of it, the first in its low bits.
  *
  * Each format's header has, for its block in the file and its tile, scalar and little-endian:
  *   rt_decode_<F>(block, out)                      one block          -> f32 [block_weights]
@@ -143,6 +143,15 @@ static inline void rt_pack_nibbles(const uint8_t *restrict first, size_t stride,
     }
     rt_turn_words(low[0], low[1], low[2], low[3], steps + r * 4);
     rt_turn_words(high[0], high[1], high[2], high[3], steps + 4 * RT_STEP_BYTES + r * 4);
+  }
+}
+
+/* A row's two words of a span's plane of single bits. h0, h1: bit i is k = i of its 32. Byte i, bit m of line l is k = 8 m + 4 l
+ * + i: the product brings bits 0, 8, 16, 24 of a word together in its upper four. */
+static inline void rt_pack_bits(uint32_t h0, uint32_t h1, int row, uint8_t *restrict lines) {
+  for (int b = 0; b < 8; b++) {
+    uint32_t first = (h0 >> b & 0x01010101) * 0x01020408 >> 24 & 15, second = (h1 >> b & 0x01010101) * 0x01020408 >> 24 & 15;
+    lines[b / 4 * RT_STEP_BYTES + row * RT_STEP_K + b % 4] = (uint8_t)(first | second << 4);
   }
 }
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from . import bf16, f16, f32, q4_0, q4_1, q4_k, q8_0
+from . import bf16, f16, f32, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -38,7 +38,7 @@ class Format(Protocol):
 
 
 #: name -> format, in the order of csrc/defs/formats.def
-FORMATS: dict[str, Format] = {m.NAME: m for m in (f32, f16, bf16, q8_0, q4_0, q4_1, q4_k)}  # type: ignore[misc]
+FORMATS: dict[str, Format] = {m.NAME: m for m in (f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k)}  # type: ignore[misc]
 
 
 def nbytes(format: Format, shape: tuple[int, ...]) -> int:
