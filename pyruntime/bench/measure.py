@@ -234,17 +234,17 @@ class Bench:
         """In the order a round takes them."""
         parts, n = self.wanted.parts, self.generate
         if "decode" in parts:
-            yield Figure("decode", partial(self._generate, 1, n), 1, self.work.step_bytes(START + n / 2),
+            yield Figure("decode", partial(self.decode, 1, n), 1, self.work.step_bytes(START + n / 2),
                          self.work.operations(1, 1), {"generated": n})
         if "prefill" in parts:
             for tokens in self.wanted.prompts:
                 size = self.work.prompt_bytes(tokens, self.llm.model.chunk)
-                yield Figure("prefill", partial(self._prefill, tokens), tokens, size, self.work.operations(tokens, 1),
+                yield Figure("prefill", partial(self.prefill, tokens), tokens, size, self.work.operations(tokens, 1),
                              {"prompt": tokens})
         if "batch" in parts:
             for size in self.wanted.batches:
                 count = max(2, min(n, BATCHED, LONGEST // size + 8))
-                yield Figure("batch", partial(self._generate, size, count), size,
+                yield Figure("batch", partial(self.decode, size, count), size,
                              self.work.step_bytes(START + count / 2, size), self.work.operations(size, size),
                              {"sequences": size, "generated": count})
         if "depth" in parts:
@@ -259,18 +259,18 @@ class Bench:
 
     def _choose_length(self) -> None:
         if not self.generate:
-            tokens, seconds = self._generate(1, 4)
+            tokens, seconds = self.decode(1, 4)
             self.generate = max(16, min(LONGEST, int(LONG * tokens / seconds)))
         self.generate = max(2, min(self.generate, self.llm.context - START))
 
-    def _generate(self, sequences: int, count: int) -> tuple[int, float]:
+    def decode(self, sequences: int, count: int) -> tuple[int, float]:
         """Tokens after the first of each sequence, and seconds; through the engine, as a caller gets them."""
         start = max(1, min(START, self.llm.model.chunk // sequences))
         params = SamplingParams(max_tokens=count, temperature=0.0, ignore_end=True)
         done = self.llm.generate([self._ids(start) for _ in range(sequences)], params)
         return sum(d.usage.output_tokens - 1 for d in done), max(d.timings.decode for d in done)
 
-    def _prefill(self, tokens: int) -> tuple[int, float]:
+    def prefill(self, tokens: int) -> tuple[int, float]:
         done = self.llm.generate(self._ids(tokens), SamplingParams(max_tokens=1, temperature=0.0))
         return tokens, done.timings.prefill
 
