@@ -551,11 +551,15 @@ def markdown(result: dict[str, Any]) -> str:
             cells = [_cell(speeds(result, name, task).get(variant)) for task in names]
             lines.append(f"| {name} {variant} ".rstrip() + " | " + " | ".join(cells) + " |")
         if name != first:
-            pairs = [(best(result, first, task), best(result, name, task)) for task in names]
-            lines.append(f"| {first} ÷ {name} | " + " | ".join("" if not a or not b else f"**{a / b:.2f}**" for a, b in pairs) + " |")
+            cells = [_ratio(best(result, first, task), best(result, name, task)) for task in names]
+            lines.append(f"| {first} ÷ {name} | " + " | ".join(cells) + " |")
     lines += [f"\nnot here: {why}" for why in result["absent"]]
     lines += [f"\n{name}, {task}: {why}" for name, found in result["contenders"].items() for task, why in found["errors"].items()]
     return "\n".join(lines)
+
+
+def _ratio(ours: float | None, theirs: float | None) -> str:
+    return f"**{ours / theirs:.2f}**" if ours and theirs else ""
 
 
 def _cell(each: list[float] | None) -> str:
@@ -581,7 +585,8 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Print a table for each model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[arguments()])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     parents=[arguments()])
     parser.add_argument("models", nargs="+", metavar="MODEL.gguf")
     parser.add_argument("--peer", nargs="+", choices=[k for k in KINDS if k not in ("limit", "pyruntime")], default=["llama.cpp"])
     parser.add_argument("--folder", help="the model as a folder, for peers that read those")

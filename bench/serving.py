@@ -25,8 +25,8 @@ from peers import token_ids
 def start(model: str, asked: argparse.Namespace, options: dict[str, Any]) -> tuple[subprocess.Popen[str], str]:
     """A server of the model and its address."""
     tokens = asked.streams * (asked.prompt + asked.output + 16)
-    command = [sys.executable, "-m", "pyruntime", "serve", model, "--grpc", "127.0.0.1:0", "--json", "--threads", str(asked.threads),
-               "--max-running", str(asked.streams), "--kv-tokens", str(tokens)]
+    command = [sys.executable, "-m", "pyruntime", "serve", model, "--grpc", "127.0.0.1:0", "--json",
+               "--threads", str(asked.threads), "--max-running", str(asked.streams), "--kv-tokens", str(tokens)]
     for name, value in options.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -88,10 +88,10 @@ def measure(model: str, asked: argparse.Namespace, options: dict[str, Any] | Non
         process.wait(30)
     count = asked.streams * asked.output
     p50, p99 = np.percentile(gaps, (50, 99)).tolist()
-    return {"file": Path(model).name, "streams": asked.streams, "prompt": asked.prompt, "output": asked.output, "rounds": asked.rounds,
-            "served_tokens_per_second": count / statistics.median(served), "engine_tokens_per_second": count / statistics.median(alone),
-            "ratio": statistics.median(alone) / statistics.median(served), "between_p50": p50, "between_p99": p99,
-            "p99_over_p50": p99 / p50 if p50 else None}
+    seconds, engine = statistics.median(served), statistics.median(alone)
+    return {"file": Path(model).name, "streams": asked.streams, "prompt": asked.prompt, "output": asked.output,
+            "rounds": asked.rounds, "served_tokens_per_second": count / seconds, "engine_tokens_per_second": count / engine,
+            "ratio": engine / seconds, "between_p50": p50, "between_p99": p99, "p99_over_p50": p99 / p50 if p50 else None}
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -106,7 +106,8 @@ def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a name or a GGUF file")
-    for name, default in (("streams", 32), ("prompt", 128), ("output", 64), ("rounds", 3), ("threads", len(os.sched_getaffinity(0)))):
+    threads = len(os.sched_getaffinity(0))
+    for name, default in (("streams", 32), ("prompt", 128), ("output", 64), ("rounds", 3), ("threads", threads)):
         parser.add_argument(f"--{name}", type=int, default=default, help="[%(default)s]")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers there")
     asked = parser.parse_args()
