@@ -66,6 +66,7 @@ typedef struct rt_batch { /* types.Batch says what fills each */
   const float *bias_values;           /* [n_bias] */
   const uint8_t *masks;               /* [n_masks][(vocab + 7) / 8] or NULL */
   const float *embeddings;            /* [n_embeddings][width] or NULL */
+  const uint64_t *trees;              /* [n_tokens] or NULL */
 } rt_batch;
 
 typedef struct rt_engine rt_engine;

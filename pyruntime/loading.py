@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +26,7 @@ from .weights.gguf import GGUFModel
 
 Progress = Callable[[int, int], None]   # (bytes done, bytes in all)
 BACKENDS = ("native", "torch")
-KV_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+KV_BITS = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5}    # a number of K or V in the cache
 MAX_RUNNING, CHUNK = 8, 512
 #: a GGUF file's own sampling defaults, and SamplingParams' names for them
 _FILE_DEFAULTS = {
@@ -78,12 +78,14 @@ class Model:
 
 def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads: int | None = None, isa: str | None = None,
                pool: str | None = None, low_memory: bool = False, context: int | None = None, kv_tokens: int | None = None,
-               max_running: int = MAX_RUNNING, chunk: int = CHUNK, progress: bool | Progress | None = None) -> Model:
+               max_running: int = MAX_RUNNING, chunk: int = CHUNK, kv_format: str | None = None,
+               progress: bool | Progress | None = None) -> Model:
     """Open a model by name or path.
 
     context: most tokens of prompt and answer, default and at most the model's. kv_tokens: tokens the cache holds for all
     running sequences, default `context` x `max_running`, but no more than half the memory that weights leave.
     max_running: sequences computed at once. chunk: most prompt tokens in one step, so that answers go on beside a prompt.
+    kv_format: how the cache keeps K and V: f32, f16 (the default), bf16 or q8_0, or "K:V" apart.
     threads, isa, pool: native only, default as PYRUNTIME_THREADS, PYRUNTIME_ISA, PYRUNTIME_POOL say. progress: True, False,
     None (a bar where stderr is a terminal), or called with (bytes done, bytes in all).
     ModelNotFound, ModelInvalid, FieldInvalid.
@@ -96,7 +98,7 @@ def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads
     file = resolve(path)
     with GGUFModel(file) as source:
         module = family(source.architecture, source.path)
-        config = module.from_gguf(source.metadata, source.shapes, source.vector)
+        config = _with_cache(module.from_gguf(source.metadata, source.shapes, source.vector), kv_format)
         plan = module.plan(config)
         _check_all_used(source, plan, module)
         tokenizer = Tokenizer.from_gguf_metadata(source.metadata.values)
@@ -113,6 +115,20 @@ def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads
             dict(threads=threads, isa=isa, pool=pool))
         return Model(_name(path, file), file, config, plan, weights, made, tokenizer, defaults, context,
                      max_running, chunk, memory, source.metadata)
+
+
+def _with_cache(config: ModelConfig, kv_format: str | None) -> ModelConfig:
+    """The config with K and V kept as `kv_format` says: one format, or K's:V's."""
+    if kv_format is None:
+        return config
+    parts = str(kv_format).split(":")
+    k, v = parts[0], parts[-1]
+    if len(parts) > 2 or k not in KV_BITS or v not in KV_BITS:
+        raise FieldInvalid(f"kv_format is {kv_format!r}; it must be {', '.join(KV_BITS)}, or two of them as K:V", field="kv_format")
+    if "q8_0" in (k, v) and config.head_dim % 32:
+        raise FieldInvalid(f"kv_format is {kv_format!r}; q8_0 needs heads of whole blocks of 32 numbers and this model's have "
+                           f"{config.head_dim}: take f16", field="kv_format")
+    return replace(config, k_format=k, v_format=v)
 
 
 def _check_all_used(source: GGUFModel, plan: Plan, module: ModuleType) -> None:
@@ -160,7 +176,7 @@ def available_memory() -> int:
 
 def kv_bytes_per_token(plan: Plan) -> int:
     """Bytes one token's K and V take in all layers of all groups."""
-    return sum(g.layers * g.kv_heads * g.head_dim * (KV_BYTES[g.k_format] + KV_BYTES[g.v_format]) for g in plan.groups)
+    return sum(int(g.layers * g.kv_heads * g.head_dim * (KV_BITS[g.k_format] + KV_BITS[g.v_format]) / 8) for g in plan.groups)
 
 
 def _plan_memory(plan: Plan, weights: Weights, context: int, kv_tokens: int | None, max_running: int, chunk: int) -> MemoryPlan:

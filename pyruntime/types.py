@@ -155,6 +155,8 @@ class Batch:
     bias_values: np.ndarray
     masks: np.ndarray | None = None        # u8 [masks][ceil(vocab / 8)], bit t of byte t//8 set = allowed
     embeddings: np.ndarray | None = None   # f32 [m][width]
+    trees: np.ndarray | None = None        # u64 [n], for sequences of at most 64 tokens here: bit j = the token sees the
+    #                                        sequence's token j of this step, where positions allow; its own bit is set; 0 = no tree
 
     @classmethod
     def build(cls, sequences, *, tables, rows=None, sampling=None, **rest) -> Batch:

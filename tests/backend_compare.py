@@ -24,11 +24,26 @@ def schedule(plan: p.Plan, rng: np.random.Generator, *, lengths: tuple[int, ...]
         take = {i: int(rng.integers(1, min(lengths[i] - done[i], 20) + 1)) for i in live}
         take = {i: 1 if rng.random() < 0.3 else n for i, n in take.items()}
         flagged = np.flatnonzero(rng.random(sum(take.values())) < 0.5)[:ROWS].astype(np.int32)
-        steps.append(Batch.build([(sequences[i][done[i]:done[i] + n], done[i], done[i]) for i, n in take.items()],
-                                 tables=[[tables[i] for i in take] for tables in groups], rows=flagged))
+        batch = Batch.build([(sequences[i][done[i]:done[i] + n], done[i], done[i]) for i, n in take.items()],
+                            tables=[[tables[i] for i in take] for tables in groups], rows=flagged)
+        if rng.random() < 0.3:
+            grow_trees(batch, rng)
+        steps.append(batch)
         for i, n in take.items():
             done[i] += n
     return steps
+
+
+def grow_trees(batch: Batch, rng: np.random.Generator) -> None:
+    """Some sequences' new tokens become trees: each sees its ancestors, and its position is how many they are."""
+    batch.trees = np.zeros(len(batch.tokens), np.uint64)
+    for start, end in zip(batch.starts[:-1].tolist(), batch.starts[1:].tolist(), strict=True):
+        if rng.random() < 0.3:
+            continue
+        for i in range(start, end):
+            parent = int(rng.integers(max(start - 1, i - 4), i))
+            batch.trees[i] = np.uint64(1 << i - start) | (batch.trees[parent] if parent >= start else np.uint64(0))
+            batch.positions[i] = batch.positions[parent] + 1 if parent >= start else batch.positions[start]
 
 
 def compare(plan: p.Plan, weights, native, ref: TorchBackend, batch: Batch) -> None:
@@ -64,6 +79,9 @@ def compare_pages(plan: p.Plan, op: p.RopeKV, pages: Pages, ref: TorchBackend, b
             written = cache.positions[op.layer, slots].numpy() >= 0
             for mine, theirs, slack, format in ((k, cache.k, fine, g.k_format), (v, cache.v, 0.0, g.v_format)):
                 want = theirs[op.layer, slots].double().numpy()
-                step = {"f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7}[format] * np.abs(want) * (slack > 0)
+                step = {"f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7, "q8_0": 2.0**-10}[format] * np.abs(want) * (slack > 0)
+                if format == "q8_0" and slack > 0:   # q may be the neighbour too: a scale
+                    most = np.abs(want).reshape(*want.shape[:-1], -1, 32).max(-1, keepdims=True)
+                    step += np.broadcast_to(most / 126, (*most.shape[:-1], 32)).reshape(want.shape)
                 assert (np.abs(mine - want) <= step + slack + 2.0**-24 * (slack > 0))[written].all()
                 theirs[op.layer, slots] = torch.from_numpy(np.where(written[:, None, None], mine, want)).to(theirs.dtype)

@@ -29,7 +29,7 @@ from pyruntime.types import Batch
 #: config fields, the matrices' formats in turn, what the ops get besides
 MODELS = {
     "q8_0": (dict(eps=1e-3, qkv_bias=True, rope_interleaved=True), "Q8_0", dict(window=5)),
-    "q4_1": (dict(eps=1e-3, heads=3, kv_heads=3, head_dim=32, rope_interleaved=False, k_format="f32", v_format="f32"),
+    "q4_1": (dict(eps=1e-3, heads=3, kv_heads=3, head_dim=32, rope_interleaved=False, k_format="f32", v_format="q8_0"),
              "Q4_1", {}),
     "q4_0": (dict(heads=4, kv_heads=2, head_dim=24, qk_norm=True, tied=False), "Q4_0", dict(softcap=2.0, scale=0.75)),
     "k": (dict(width=256, hidden=256, heads=2, kv_heads=1, head_dim=128, layers=1), "Q4_K Q5_K Q6_K", {}),

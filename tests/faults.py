@@ -84,6 +84,8 @@ FAULTS = [
           "page", "(size_t)args->blocks[0].page"),
     Fault("page of a tile's first block", "ops/attention.h", "rt_widen_v[args->v_format](args->v + page * args->v_stride",
           "page", "(size_t)args->blocks[0].page"),
+    Fault("q8_0 scale of the neighbour", "ops/rope_kv.h", "v_set1_f16((const uint16_t *)v + (t * head_dim + d) / 32)",
+          "(t * head_dim + d) / 32", "(t * head_dim + d) / 32 / 2 * 2"),
     Fault("copied page keeps old positions", "exec/plan.c", "memcpy(c->positions + (size_t)to * RT_PAGE", "(size_t)to",
           "(size_t)from"),
     # attention
@@ -95,6 +97,8 @@ FAULTS = [
           "args->queries[args->tokens - 1]"),
     Fault("a tile's maximum moves over pages not yet mixed", "ops/attention.h",
           "rt_tile_mix_row(t, first + r, p, mixed[r], i, mine)", "mixed[r]", "i"),
+    Fault("tree bits off by one", "ops/attention.h", "seen & (uint32_t)(query.tree >> at) : 0", "query.tree >> at",
+          "query.tree >> at >> 1"),
     Fault("query heads of another group", "exec/step.c", ".q = row_of(e, q->f->qkv, tile->token) + (size_t)q->head * ",
           "(size_t)q->head", "(size_t)(q->c->kv_heads - 1 - q->head)"),
     Fault("maximum moves, sums do not", "ops/attention.h", "shrink = v_exp1(*max - most)", "v_exp1(*max - most)",

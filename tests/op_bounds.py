@@ -141,6 +141,9 @@ def attention_bound(op: p.Attention, ref: TorchBackend, batch: Batch, before: di
         held = cache.positions[op.layer, at].numpy()
         for t in range(batch.starts[s], batch.starts[s + 1]):
             seen = (held <= batch.positions[t]) & ((op.window <= 0) | (held > batch.positions[t] - op.window))
+            if batch.trees is not None and (tree := int(batch.trees[t])):
+                new = batch.starts[s + 1] - batch.starts[s]
+                seen[total - new:] &= np.array([tree >> i & 1 for i in range(new)], bool)
             scores = op.scale * np.einsum("hd,khd->hk", q[t], k[seen])
             size = abs(op.scale) * np.einsum("hd,khd->hk", np.abs(q[t]), np.abs(k[seen]))
             d_s = (g.head_dim + 2) * U * size + 4 * U * op.softcap

@@ -177,6 +177,14 @@ def test_low_memory_gives_the_same_tokens(cli, tiny_model):
     assert one["token_ids"] == other["token_ids"]
 
 
+def test_the_format_of_the_cache_changes_little(cli, tiny_model):
+    one, other = (json.loads(cli("run", tiny_model, "the", "-n", 4, *GREEDY, "--json", "--kv-format", kv)[1])
+                  for kv in ("f32", "f16:f32"))
+    assert one["token_ids"] == other["token_ids"]
+    code, out, err = cli("run", tiny_model, "the", "--kv-format", "q8_0")
+    assert code != 0 and not out and "q8_0 needs heads of whole blocks of 32" in err
+
+
 def test_chat_remembers(cli, tiny_model, llm):
     first = llm.chat([{"role": "user", "content": "the"}], max_tokens=6, temperature=0.0)
     second = llm.chat([{"role": "user", "content": "the"}, {"role": "assistant", "content": first.text},

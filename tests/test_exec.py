@@ -31,12 +31,13 @@ def model(seed: int, low_memory: bool = False):
     head_dim = int(rng.choice([4, 16, 32, 40]))
     unit = 32 // np.gcd(32, kv_heads * share * head_dim)  # quantized matrices need a k of whole blocks
     heads = kv_heads * share * int(unit)
+    cached = ["f16", "f32", "bf16"] + ["q8_0"] * (head_dim % 32 == 0)
     config = llama.tiny(
         layers=int(rng.integers(1, 4)), width=32 * int(rng.integers(1, 5)), heads=heads, kv_heads=kv_heads, head_dim=head_dim,
         hidden=32 * int(rng.integers(1, 6)), vocab=int(rng.integers(17, 260)),
         rope_dims=2 * int(rng.integers(1, head_dim // 2 + 1)),
         rope_interleaved=bool(rng.integers(2)), tied=bool(rng.integers(2)), qkv_bias=bool(rng.integers(2)),
-        qk_norm=bool(rng.integers(2)), k_format=str(rng.choice(["f16", "f32"])), v_format=str(rng.choice(["f16", "f32"])))
+        qk_norm=bool(rng.integers(2)), k_format=str(rng.choice(cached)), v_format=str(rng.choice(cached)))
     plan = llama.plan(config)
     formats = {w.name: str(rng.choice(FORMATS)) for w in plan.weights if w.k}
     return plan, stored(plan, random_values(plan, seed), formats, low_memory=low_memory)
@@ -121,6 +122,33 @@ def test_chunks_are_one_pass_and_token_by_token(seed, chunks, others):
     if len(text) <= 40:
         single = [logits_of(engine, Batch.build([([t], i, i)], tables=[tables[:1]])) for i, t in enumerate(text)]
         assert same(expected, np.concatenate(single))
+
+
+@FEW
+@given(st.integers(0, 30), st.integers(1, 40), st.integers(1, 40))
+def test_a_tree_of_one_branch_is_a_chunk(seed, old, new):
+    engine = backend(seed)
+    text = np.random.default_rng(seed).integers(0, engine.plan.vocab, old + new).tolist()
+    table = tables_of([old + new], PAGES, np.random.default_rng(seed))
+    chain = np.array([(1 << i + 1) - 1 for i in range(new)], np.uint64)
+    got = []
+    for trees in (None, chain):
+        engine.run(Batch.build([(text[:old], 0, 0)], tables=[table]))
+        got.append(logits_of(engine, Batch.build([(text[old:], old, old)], tables=[table], rows=range(new), trees=trees)))
+    assert same(*got)
+
+
+def test_branches_do_not_see_each_other():
+    """Two branches side by side behind one prompt: what one holds changes nothing of the other."""
+    engine = backend(4)
+    table, trees = [[9, 3, 7]], np.array([1, 3, 4, 12], np.uint64)
+    got = []
+    for other in (5, 6):
+        engine.run(Batch.build([(list(range(15)), 0, 0)], tables=[table]))
+        batch = Batch.build([([1, 2, other, other], 15, 15)], tables=[table], rows=range(4), trees=trees)
+        batch.positions[:] = [15, 16, 15, 16]
+        got.append(logits_of(engine, batch))
+    assert same(got[0][:2], got[1][:2]) and not np.array_equal(got[0][2:], got[1][2:])
 
 
 def test_long_contexts_split_the_same_way():

@@ -30,7 +30,8 @@ def good() -> Batch:
     sampling["bias_count"] = 1
     return Batch.build([([1, 2, -1], 0, 0), ([4], 20, 20)], tables=[[[5], [2, 3]]], rows=[0, 2, 3], sampling=sampling,
                        bias_ids=np.array([7], np.int32), bias_values=np.array([0.5], np.float32),
-                       masks=np.full((1, 27), 0xFF, np.uint8), embeddings=np.ones((1, PLAN.width), np.float32))
+                       masks=np.full((1, 27), 0xFF, np.uint8), embeddings=np.ones((1, PLAN.width), np.float32),
+                       trees=np.array([1, 3, 5, 0], np.uint64))
 
 
 def put(name: str, index, value):
@@ -98,6 +99,11 @@ BAD = {
     "bias values short": give("bias_values", lambda t: t[:0]),
     "masks narrow": give("masks", lambda t: t[:, :-1].copy()),
     "embeddings narrow": give("embeddings", lambda t: t[:, :-1].copy()),
+    "trees short": give("trees", lambda t: t[:-1].copy()),
+    "trees of another kind": give("trees", lambda t: t.astype(np.int64)),
+    "tree without itself": put("trees", 1, 1),
+    "tree past its sequence": put("trees", 0, 9),
+    "tree of another sequence": put("trees", 3, 2),
     "temperature": row("temperature", np.nan),
     "history": row("history", 2),
     "mask": row("allowed", 1),
@@ -220,6 +226,7 @@ BAD_PLANS = {
     "group enormous": with_group(layers=4096, kv_heads=4096, head_dim=4096),
     "cache format unknown": with_group(k_format="q3"),
     "cache format that stores nothing": with_group(v_format="q4_0"),
+    "cache of blocks in a head that has no whole ones": with_group(k_format="q8_0"),
     "group of another kind": with_group(kind="state"),
     "vocabulary larger": lambda plan: dataclasses.replace(plan, vocab=212),
     "width smaller": lambda plan: dataclasses.replace(plan, width=64),

@@ -35,13 +35,13 @@ def models(draw) -> tuple[p.Plan, dict[str, str], int]:
     """(plan, format of each matrix, seed) of a random small llama or gemma."""
     kv_heads, share = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2, 3, 5]))
     head_dim = 2 * draw(st.integers(1, 20)) if draw(st.booleans()) else draw(st.sampled_from([16, 32, 64]))
+    cached = ["f16", "f16", "f32", "bf16"] + ["q8_0", "q8_0"] * (head_dim % 32 == 0)
     width, hidden = (draw(st.sampled_from([32, 64, 96, 160])) if draw(st.booleans()) else draw(st.integers(3, 90)) for _ in "ab")
     fields = dict(
         layers=draw(st.integers(1, 2)), width=width, heads=kv_heads * share, kv_heads=kv_heads, head_dim=head_dim,
         hidden=hidden, vocab=draw(st.integers(17, 70)), tied=draw(st.booleans()), rope_interleaved=draw(st.booleans()),
         rope_scaling=RopeScaling("linear", 2.5) if draw(st.booleans()) else RopeScaling(),
-        k_format=draw(st.sampled_from(["f16", "f16", "f32", "bf16"])),
-        v_format=draw(st.sampled_from(["f16", "f16", "f32", "bf16"])))
+        k_format=draw(st.sampled_from(cached)), v_format=draw(st.sampled_from(cached)))
     if draw(st.integers(0, 3)):
         plan = llama.plan(llama.tiny(**fields, qkv_bias=draw(st.booleans()), qk_norm=draw(st.booleans()),
                                      rope_dims=2 * draw(st.integers(1, head_dim // 2))))

@@ -45,6 +45,17 @@ static bool check_rows(const rt_engine *e, const rt_batch *b, rt_status *st) {
   return true;
 }
 
+/* A token of a tree names tokens of its sequence's `count` in this step, itself among them; 0 is no tree. */
+static bool check_tree(uint64_t tree, int32_t self, int32_t count, int32_t t, rt_status *st) {
+  if (tree == 0) return true;
+  if (count > 64)
+    return rt_fail(st, RT_INVALID, "batch: trees[%d] is set in a sequence of %d new tokens; a tree has at most 64", t, count), false;
+  if ((tree >> self & 1) == 0 || (count < 64 && tree >> count != 0))
+    return rt_fail(st, RT_INVALID, "batch: trees[%d] is %#llx; it must have bit %d, the token itself, and none from bit %d on", t,
+                   (unsigned long long)tree, self, count), false;
+  return true;
+}
+
 /* Sequence s: its tokens' place in the cache, and its pages. Fills blocks, not yet what is stored in them. */
 static bool check_sequence(rt_engine *e, const rt_batch *b, int32_t s, rt_status *st) {
   rt_step *step = &e->step;
@@ -61,7 +72,8 @@ static bool check_sequence(rt_engine *e, const rt_batch *b, int32_t s, rt_status
   if (rt_room_for_blocks(e, e->n_groups ? (int64_t)base + blocks : 0, st) != RT_OK) return false;
   for (int32_t t = start; t < b->starts[s + 1]; t++) {
     step->tokens[t].sequence = s;
-    step->queries[t] = (rt_query){.position = b->positions[t]};
+    step->queries[t] = (rt_query){.position = b->positions[t], .tree = b->trees ? b->trees[t] : 0};
+    if (!check_tree(step->queries[t].tree, t - start, b->starts[s + 1] - start, t, st)) return false;
   }
   int32_t tile = e->share ? e->query_rows / e->share : 1;
   for (int32_t t = 0; t < count; t += tile)

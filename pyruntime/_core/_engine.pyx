@@ -7,7 +7,7 @@ from ..types import SAMPLED, SAMPLING
 
 cimport cython
 cimport numpy as cnp
-from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint32_t
+from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from .rt cimport *
@@ -216,7 +216,7 @@ cdef class Engine:
             widths[g] = <int32_t> cnp.PyArray_DIM(table, 1)
             tables[g] = <int32_t *> numbers(table, cnp.NPY_INT32, cnp.PyArray_SIZE(table), "tables")
         b.tables, b.table_widths = tables, widths
-        b.masks, b.n_masks, b.embeddings, b.n_embeddings = NULL, 0, NULL, 0
+        b.masks, b.n_masks, b.embeddings, b.n_embeddings, b.trees = NULL, 0, NULL, 0, NULL
         if batch.masks is not None:
             b.n_masks = length(batch.masks, "masks")
             b.masks = <uint8_t *> numbers(batch.masks, cnp.NPY_UINT8, <Py_ssize_t> b.n_masks * ((self.vocab + 7) // 8), "masks")
@@ -224,6 +224,8 @@ cdef class Engine:
             b.n_embeddings = length(batch.embeddings, "embeddings")
             b.embeddings = <float *> numbers(batch.embeddings, cnp.NPY_FLOAT32, <Py_ssize_t> b.n_embeddings * self.width,
                                              "embeddings")
+        if batch.trees is not None:
+            b.trees = <uint64_t *> numbers(batch.trees, cnp.NPY_UINT64, b.n_tokens, "trees")
         return 0
 
     def run(self, batch, int32_t first, int32_t last):

@@ -1,5 +1,5 @@
 # csrc/rt.h, csrc/base/cpu.h, csrc/exec/ops.h
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from .status cimport rt_code, rt_status
 
@@ -67,6 +67,7 @@ cdef extern from "rt.h" nogil:
         const float *bias_values
         const uint8_t *masks
         const float *embeddings
+        const uint64_t *trees
 
     ctypedef struct rt_engine:
         pass

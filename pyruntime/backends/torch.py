@@ -1,6 +1,8 @@
 """The reference backend: interprets a plan op by op in torch. On CPU in f32 it is what the native backend is held to."""
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -11,7 +13,7 @@ from ..types import SAMPLED, Batch
 from ..weights import Weights
 from .torch_ops import OPS, Cache, Matrix, Step
 
-CACHE_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+CACHE_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "q8_0": torch.float32}  # q8_0: its values
 
 
 class TorchBackend:
@@ -120,6 +122,14 @@ class TorchBackend:
         self._closed = True
         self._weights, self._slots, self.caches = {}, {}, {}
 
+    def _check_trees(self, b: Batch, need: Callable[[object, str, str], None]) -> None:
+        assert b.trees is not None
+        need(b.trees.dtype == np.uint64 and len(b.trees) == len(b.tokens), "trees", "must be one u64 a token")
+        for start, end in zip(b.starts[:-1].tolist(), b.starts[1:].tolist(), strict=True):
+            for i, tree in enumerate(b.trees[start:end].tolist()):
+                need(not tree or (end - start <= 64 and tree >> i & 1 and not tree >> end - start), "trees",
+                     "must name tokens of a sequence's own at most 64 new ones, itself among them")
+
     def _check(self, b: Batch) -> None:
         """A batch against this backend's sizes, or FieldInvalid naming the field."""
         n, rows, seqs = len(b.tokens), len(b.rows), len(b.kv_lens)
@@ -130,6 +140,8 @@ class TorchBackend:
 
         need(0 < n <= self.max_tokens, "tokens", f"has {n} tokens; 1 to {self.max_tokens} fit one step")
         need(rows <= self.max_rows, "rows", f"has {rows} rows; at most {self.max_rows} fit one step")
+        if b.trees is not None:
+            self._check_trees(b, need)
         given = 0 if b.embeddings is None else len(b.embeddings)
         need(b.tokens.min() >= -given and b.tokens.max() < self.plan.vocab, "tokens", "holds an id outside the vocabulary")
         need(len(b.positions) == n and b.positions.min() >= 0, "positions", "must be one position >= 0 a token")

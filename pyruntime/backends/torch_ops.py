@@ -194,14 +194,24 @@ def rope_kv(step: Step, op: p.RopeKV) -> None:
     for s, total in enumerate(step.batch.kv_lens):
         new = slice(starts[s], starts[s + 1])
         at = step.tokens_at(group, s, total - (new.stop - new.start), total)
-        cache.k[op.layer, at], cache.v[op.layer, at] = stored(k[new], cache.k.dtype), stored(v[new], cache.v.dtype)
+        cache.k[op.layer, at], cache.v[op.layer, at] = stored(k[new], g.k_format), stored(v[new], g.v_format)
         cache.positions[op.layer, at] = torch.from_numpy(step.batch.positions[new]).to(at.device, torch.int32)
 
 
-def stored(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x as the cache keeps it: rounded once through f32, f16 clamped to its finite range, NaN kept."""
+def stored(x: Tensor, format: str) -> Tensor:
+    """x [...][head_dim] as the cache keeps it: rounded once through f32, f16 clamped to its finite range, NaN kept.
+
+    q8_0 (f32 values): blocks of 32 along head_dim, scale = max|x| / 127 as f16, at most its largest, q = round(x / scale)
+    within -127..127; a NaN makes its block NaN."""
     x = x.to(torch.float32)
-    return x.clamp(-F16_MAX, F16_MAX).to(dtype) if dtype == torch.float16 else x.to(dtype)
+    if format == "f16":
+        return x.clamp(-F16_MAX, F16_MAX).to(torch.float16)
+    if format != "q8_0":
+        return x.to({"f32": torch.float32, "bf16": torch.bfloat16}[format])
+    blocks = x.clamp(-3e38, 3e38).unflatten(-1, (-1, 32))
+    scale = (blocks.abs().amax(-1, keepdim=True) / 127).clamp(max=F16_MAX).to(torch.float16).to(torch.float32)
+    q = (blocks / torch.where(scale > 0, scale, torch.ones_like(scale))).clamp(-127, 127).round()
+    return (q * scale).flatten(-2)
 
 
 def attention(step: Step, op: p.Attention) -> None:
@@ -219,6 +229,10 @@ def attention(step: Step, op: p.Attention) -> None:
         seen = (held >= 0) & (held <= here)
         if op.window > 0:
             seen &= held > here - op.window
+        if step.batch.trees is not None:
+            trees = step.batch.trees[new, None]
+            bits = trees >> np.arange(new.stop - new.start, dtype=np.uint64) % np.uint64(64) & np.uint64(1)
+            seen[:, total - bits.shape[1]:] &= torch.from_numpy((bits != 0) | (trees == 0)).to(at.device)
         scores = soft_cap(op.scale * torch.einsum("thd,khd->htk", queries[new], k), op.softcap)
         scores = scores.masked_fill(~seen, -math.inf)
         if sinks is not None:

@@ -93,7 +93,7 @@ def command(model: str, only: tuple[str, ...] | None, profile: bool, markdown: b
 
     if plots:
         pictures.require()
-    chosen = pick(given, ("threads", "isa", "low_memory", "context"))
+    chosen = pick(given, ("threads", "isa", "low_memory", "context", "kv_format"))
     parts = (only or PARTS[:5]) + (("profile",) if profile else ())
     wanted = measure.Wanted(parts, prompts, batches, depths, generate or 0, rounds, seconds)
     with progress("measuring") as shown:

@@ -26,6 +26,8 @@ MODEL_OPTIONS = (
     click.option("--isa", help="Instruction set [default: PYRUNTIME_ISA, else the best here; see `pyruntime doctor`]."),
     click.option("--low-memory", is_flag=True, help="Leave the weights in the file: less memory, slower, the same answers."),
     click.option("--context", type=click.IntRange(1), help="Most tokens of prompt and answer [default: the model's]."),
+    click.option("--kv-format", metavar="FORMAT[:FORMAT]",
+                 help="K and V in the cache: f32, f16, bf16 or q8_0, or K:V apart [default: f16]."),
     click.option("--backend", type=click.Choice(["native", "torch"]), default="native", show_default=True,
                  help="native: C. torch: the reference, slow."),
 )
@@ -74,7 +76,7 @@ def open_llm(model: str, given: dict[str, Any], **more: Any) -> LLM:
     Loading shows a bar on a terminal."""
     from ..llm import LLM
 
-    chosen = pick(given, ("threads", "isa", "low_memory", "context", "backend"))
+    chosen = pick(given, ("threads", "isa", "low_memory", "context", "kv_format", "backend"))
     return LLM(model, **{"max_running": 1, **chosen, **more})
 
 

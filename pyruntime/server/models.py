@@ -15,6 +15,7 @@ from .pb import model_pb2
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
+    from ..plan import CacheGroup
     from ..tokenizer import Tokenizer
 
 
@@ -121,9 +122,14 @@ class Models:
             chat_template_sha256=hashlib.sha256(template.encode()).hexdigest() if template else "", load_time=served.loaded,
             capabilities=model_pb2.Capabilities(generate=True, chat=bool(template), prompt_logprobs=True),
             quantization=model_pb2.Quantization(
-                scheme=facts.scheme, kv_cache_type=groups[0].k_format if groups else "",
+                scheme=facts.scheme, kv_cache_type=_cache_type(groups[0]) if groups else "",
                 bits_per_weight=8 * facts.weight_bytes / facts.parameters if facts.parameters else 0)))
         return out
+
+
+def _cache_type(group: CacheGroup) -> str:
+    """One format, or K's:V's."""
+    return group.k_format if group.k_format == group.v_format else f"{group.k_format}:{group.v_format}"
 
 
 @dataclass(slots=True)
