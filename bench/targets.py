@@ -67,13 +67,12 @@ def available() -> dict[str, dict[str, Any]]:
 def contests(asked: argparse.Namespace) -> Iterator[tuple[str, Path, dict[str, dict[str, Any]], list[str]]]:
     """(label, file, tasks, which of ours) for every model."""
     decode, prompt = {"task": "decode", "count": asked.output}, {"task": "prefill", "tokens": asked.prompt}
-    deep, longer = ({"task": "depth", "depth": d, "count": peers.DEPTH_COUNT} for d in (4096, 1024))
+    deep = {f"decode at {d}": {"task": "depth", "depth": d, "count": peers.DEPTH_COUNT} for d in asked.depth}
     batch = {f"{n} together": {"task": "batch", "size": n, "count": peers.BATCH_COUNT} for n in (4, 16, 32)}
     prompt_name = f"prompt {asked.prompt}"
-    smol = {"decode": decode, prompt_name: prompt, "decode at 1024": longer, "decode at 4096": deep,
-            "32 together": batch["32 together"]}
+    smol = {"decode": decode, prompt_name: prompt, **deep, "32 together": batch["32 together"]}
     yield "SmolLM2", _smol(), smol, ["pyruntime", "throughput", "q8_0 cache"]
-    one = {"decode": decode, prompt_name: prompt, "decode at 4096": deep, **batch}
+    one = {"decode": decode, prompt_name: prompt, **deep, **batch}
     for format in ("Q4_K_M",) if asked.quick else ("Q4_K_M", "Q8_0", "Q4_0", "BF16"):
         tasks = {"decode": decode, prompt_name: prompt} | (batch if format == "Q4_0" else {})
         tasks = one if format in ("Q4_K_M", "Q8_0") else tasks
@@ -97,17 +96,16 @@ def figure(result: dict[str, Any], task: str, name: str = "pyruntime") -> float 
     return peers.best(result, name, task)
 
 
-def share(result: dict[str, Any], task: str, stored: float) -> tuple[float | None, float]:
-    """(of the read limit, the limit): one sequence that holds `stored` tokens."""
+def reading(result: dict[str, Any], stored: float) -> float:
+    """Tokens a second that reading allows one sequence that holds `stored` tokens."""
     about = result["contenders"]["pyruntime"]["about"]
-    limit = result["read_bytes_per_second"] / (about["weight_bytes"] + stored * about["kv_bytes"])
-    ours = figure(result, task)
-    return (ours / limit if ours else None), limit
+    return result["read_bytes_per_second"] / (about["weight_bytes"] + stored * about["kv_bytes"])
 
 
 def rows(results: dict[str, dict[str, Any]], others: dict[str, Any], asked: argparse.Namespace) -> Iterator[Row]:
     """Every target there is a measurement for."""
-    prompt = f"prompt {asked.prompt}"
+    prompt, most = f"prompt {asked.prompt}", max(asked.depth)
+    deep = f"decode at {most}"
 
     def against(regime: str, label: str, task: str, target: float, name: str = "pyruntime") -> Iterator[Row]:
         if (result := results.get(label)) and (ours := figure(result, task, name)):
@@ -122,9 +120,9 @@ def rows(results: dict[str, dict[str, Any]], others: dict[str, Any], asked: argp
             yield Row(regime, what, ours, None, None, target, "speed", amx)
 
     def limit(regime: str, label: str, task: str, stored: float, target: float) -> Iterator[Row]:
-        if label in results:
-            ratio, bound = share(results[label], task, stored)
-            yield Row(regime, f"{label}, {task}, of reading's limit", figure(results[label], task), bound, ratio, target)
+        if (result := results.get(label)) and (ours := figure(result, task)):
+            bound = reading(result, stored)
+            yield Row(regime, f"{label}, {task}, of reading's limit", ours, bound, ours / bound, target)
 
     middle = peers.START + asked.output / 2
     for name, ratio in others.get("kernels", {}).items():
@@ -134,8 +132,8 @@ def rows(results: dict[str, dict[str, Any]], others: dict[str, Any], asked: argp
         yield from against("decode, one sequence", label, "decode", target)
     yield from limit("decode, small model", "SmolLM2", "decode", middle, 0.70)
     yield from against("decode, small model", "SmolLM2", "decode", 1.4)
-    yield from against("decode, small model", "SmolLM2", "decode at 4096", 3.0)
-    yield from against("decode, small model", "SmolLM2", "decode at 4096", 4.0, "q8_0 cache")
+    yield from against("decode, small model", "SmolLM2", deep, 3.0)
+    yield from against("decode, small model", "SmolLM2", deep, 4.0, "q8_0 cache")
     for label, targets in (("1.2B Q4_0", (2.8, 6.5)), ("1.2B Q4_K_M", (2.8, 6.5)), ("1.2B Q8_0", (3.4, 10.0))):
         if label in results and (one := figure(results[label], "decode")):
             for n, target in zip((4, 16), targets, strict=True):
@@ -150,8 +148,8 @@ def rows(results: dict[str, dict[str, Any]], others: dict[str, Any], asked: argp
         yield from against("prompt", label, prompt, 5.0)
         yield from speed("prompt", label, prompt, target)
     for label in ("1.2B Q4_K_M", "1.2B Q8_0"):
-        yield from against("long context", label, "decode at 4096", 3.0)
-        yield from limit("long context", label, "decode at 4096", 4096 + peers.DEPTH_COUNT / 2, 0.85)
+        yield from against("long context", label, deep, 3.0)
+        yield from limit("long context", label, deep, most + peers.DEPTH_COUNT / 2, 0.85)
     if found := others.get("attention"):
         yield Row("long context", f"attention over {found['depth']} tokens, of reading's limit", None, None, found["ratio"], 0.85)
     for label, found in others.get("load", {}).items():
@@ -246,7 +244,7 @@ def main() -> None:
     if asked.quick:
         asked.rounds, asked.output = 1, 16
     cache, asked.folder = asked.folder, None
-    asked.peer, asked.depth = ["llama.cpp"], [4096]
+    asked.peer, asked.depth = ["llama.cpp"], [512] if asked.quick else [1024, 4096]
     results: dict[str, dict[str, Any]] = {}
     others: dict[str, Any] = {"kernels": kernels(asked)}
     ours, began = available(), time.time()

@@ -91,7 +91,7 @@ def test_the_report_says_what_was_found(tiny_model):
     wanted = measure.Wanted(parts=("decode", "load"), generate=2, rounds=1)
     facts = measure.measure(str(tiny_model), {"threads": 1}, wanted)
     text = report.markdown(facts)
-    assert f"{facts['decode']['tokens_per_second']:.1f}"[:-2] in text and "1 threads" in text and "GB/s" in text
+    assert all(" | ".join(row) in text for row in report.rows(facts)) and "1 threads" in text and "GB/s" in text
     assert report.load(facts) in text and not list(report.profiles(facts))
     assert all(len(row) == len(report.HEAD) for row in report.rows(facts))
 
@@ -125,3 +125,74 @@ def test_random_models_load_and_stay_finite(tmp_path):
             first = next(op for op in llm.model.plan.ops if matrices(op))
             values = llm.model.weights[matrices(first)[0]].f32()
             assert abs(values.mean()) < 2e-3 and 0.01 < values.std() < 0.04
+
+
+# ---- bench/: the programs beside the package ----
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The modules of bench/."""
+    import importlib
+
+    pytest.importorskip("gguf")
+    sys.path.insert(0, str(ROOT / "bench"))
+    return {name: importlib.import_module(name) for name in ("peers", "quality", "targets", "kernels")}
+
+
+def test_contenders_answer_in_turns(scripts, tiny_model, monkeypatch):
+    """Without a peer: the limit's process and ours, every kind of work, and a task nobody can do."""
+    peers = scripts["peers"]
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    asked = peers.argparse.Namespace(threads=1, batch=2, prompt=32, output=4, depth=[16], options="{}", peer=[], rounds=2,
+                                     folder=None, peer_python=None, sizes=[2], only=None)
+    listed = peers.tasks(asked) | {"impossible": {"task": "fly"}}
+    result = peers.run(str(tiny_model), asked, {"pyruntime": {}}, listed)
+    for task in ("decode", "prompt 32", "decode at 16", "2 together"):
+        assert len(peers.speeds(result, "pyruntime", task)[""]) == 2 and peers.best(result, "pyruntime", task) > 0
+    assert "fly" in result["contenders"]["pyruntime"]["errors"]["impossible"] and result["read_bytes_per_second"] > 0
+    text = peers.markdown(result)
+    assert "| pyruntime | " in text and "pyruntime, impossible: " in text
+
+
+def test_targets_judge_what_was_measured(scripts):
+    targets, peers = scripts["targets"], scripts["peers"]
+    about = {"isa": "avx2", "weight_bytes": 1000, "body_bytes": 900, "kv_bytes": 0, "operations": 1, "memory": 100}
+
+    def found(speed: float, **more: object) -> dict:
+        return {"about": about, "rss": 105, "errors": {}, "runs": [{"task": "decode", "variant": "", "each": [speed]}], **more}
+
+    results = {"1.2B Q8_0": {"file": "f", "threads": 2, "rounds": 1, "tasks": ["decode"], "absent": [],
+                             "read_bytes_per_second": 1e5, "contenders": {"pyruntime": found(90), "llama.cpp": found(60)}}}
+    others = {"kernels": {"Q8_0": 0.95}, "load": {"1.2B Q8_0": {"seconds": 2, "read_seconds": 1, "times_reading": 2.0}}}
+    rows = {row.what: row for row in targets.rows(results, others, peers.argparse.Namespace(prompt=512, output=64, depth=[4096]))}
+    assert rows["1.2B Q8_0, decode, of reading's limit"].ratio == pytest.approx(0.9)
+    assert rows["1.2B Q8_0, decode, ÷ llama.cpp"].ratio == pytest.approx(1.5)
+    assert [row.met for row in rows.values()] == [True, True, True, False, True]
+    speed = targets.Row("prompt", "tok/s", 2000.0, None, None, 1700, "speed")
+    assert speed.met is None and targets.Row("prompt", "tok/s", 2000.0, None, None, 1700, "speed", amx=True).met
+    text = targets.markdown(list(rows.values()), results)
+    assert "4 of 5 judged rows met" in text and "**missed**" in text
+
+
+def test_closeness_is_the_divergence_of_distributions(scripts):
+    quality = scripts["quality"]
+    draw = np.random.default_rng(0)
+    a, b = (draw.standard_normal((6, 11)).astype(np.float32) for _ in range(2))
+    distance = quality.Distance()
+    distance.add(quality.log_softmax(a), b)
+    p, q = (np.exp(x.astype(np.float64)) / np.exp(x.astype(np.float64)).sum(-1, keepdims=True) for x in (a, b))
+    assert distance.result()["mean_kl"] == pytest.approx((p * np.log(p / q)).sum(-1).mean())
+    assert distance.result()["same_best"] == (a.argmax(-1) == b.argmax(-1)).mean()
+    want = {0: a[:4], quality.CHUNK: a[4:]}
+    assert (quality.row_range(want, 1, 3) == a[1:4]).all() and (quality.row_range(want, quality.CHUNK, 2) == a[4:]).all()
+
+
+def test_closeness_of_a_model_by_role(scripts, tiny_model, tmp_path):
+    pytest.importorskip("torch")
+    text = tmp_path / "text.txt"
+    text.write_text("the world and the hell on the other end in a that " * 30)
+    asked = scripts["quality"].argparse.Namespace(threads=1, text=text, window=64, tokens=64, kv=["f16", "f32"], precision=None,
+                                                  role=list(scripts["quality"].ROLES), isa=None)
+    found = scripts["quality"].measure(str(tiny_model), asked)["found"]
+    assert {f["positions"] for f in found} == {64, 63, 32} and {f["kv"] for f in found} == {"f16", "f32"}
+    assert all(0 <= f["mean_kl"] < 1e-2 for f in found)
