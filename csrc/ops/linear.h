@@ -121,7 +121,7 @@ V_INLINE void rt_prefetch(const uint8_t *p, int lines) {
   RT_GROUP_BLOCK(name, tile_k, tile_bytes, sub, bits, offset, RT_FOLD_LEAST)
 
 /* ---- blocks and many tokens, where unpacking costs much: RT_WIDE_K k are widened once for up to RT_WIDE_MOST tokens ---- */
-enum { RT_WIDE_FROM = 12, RT_WIDE_MOST = 64, RT_WIDE_K = 256 };
+enum { RT_WIDE_FROM = 8, RT_WIDE_MOST = 64, RT_WIDE_K = 256 };
 #define RT_WIDE_FLOAT(name, tile_k, tile_bytes, sub, offset) RT_WIDE_NONE(name)
 #ifdef V_WIDE_TOKENS
 typedef struct rt_widened { /* spans of RT_WIDE_K k: u - offset as v_widen leaves it, and each sub-block's scale and least */
@@ -193,7 +193,7 @@ V_INLINE void rt_fold_widened(const rt_widened *restrict w, const rt_rows *x, in
     return 0;                                                                                                               \
   }
 
-/* ---- groups [first, last) for m tokens: widened, V_DOT_TOKENS at a time, by ones; a group stays in cache meanwhile ---- */
+/* ---- groups [first, last) for m tokens: widened, V_DOT_TOKENS at a time, by twos and ones; a group stays in cache meanwhile ---- */
 #define RT_LINEAR(name, tile_k, tile_bytes)                                                                          \
   V_INLINE void rt_tokens_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y,     \
                                  size_t ldy) {                                                                       \
@@ -208,6 +208,8 @@ V_INLINE void rt_fold_widened(const rt_widened *restrict w, const rt_rows *x, in
       int t = rt_wide_##name(tile, k, act, stride, m, y, ldy);                                                       \
       for (; V_DOT_TOKENS > 1 && m - t >= V_DOT_TOKENS; t += V_DOT_TOKENS)                                           \
         rt_tokens_##name(tile, k, act + t * stride, stride, V_DOT_TOKENS, y + t * ldy, ldy);                         \
+      for (; V_DOT_TOKENS > 2 && m - t >= 2; t += 2)                                                                 \
+        rt_tokens_##name(tile, k, act + t * stride, stride, 2, y + t * ldy, ldy);                                    \
       for (; t < m; t++) rt_tokens_##name(tile, k, act + t * stride, stride, 1, y + t * ldy, ldy);                   \
     }                                                                                                                \
   }
