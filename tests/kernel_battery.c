@@ -232,8 +232,8 @@ static void attention(const struct rt_kernels *K, rt_format kf, rt_format vf, ha
     int i = n + 3 * ((int)kf + (int)vf), dim = dims[n % 4], share = 1 + below(&s, SHARE_MOST), rows = TOKENS * share;
     struct rt_attention_args a = {.k = k, .v = v, .queries = queries, .max = max, .sum = sum, .out = partial,
                                   .q_stride = (size_t)(share * dim), .k_stride = bytes, .v_stride = bytes, .fresh = OLD,
-                                  .share = share, .head_dim = dim, .window = i % 3 ? 0 : 20, .k_format = kf, .v_format = vf, .scale = i % 5 ? 0.3f : 30.0f,
-                                  .softcap = i % 2 ? 5.0f : 0.0f};
+                                  .share = share, .head_dim = dim, .window = i % 3 ? 0 : 20, .k_format = kf, .v_format = vf,
+                                  .scale = i % 5 ? 0.3f : 30.0f, .softcap = i % 2 ? 5.0f : 0.0f};
     fill_pages(&s, K, &a, k, v);
     add_bytes(h, k, PAGES * bytes), add_bytes(h, v, PAGES * bytes);
     for (int t = 0; t < 16 * PAGES; t++) positions[t] = t >= OLD + TOKENS || (t < OLD && below(&s, 6) == 0) ? -1 : t;
@@ -272,10 +272,13 @@ static void attention(const struct rt_kernels *K, rt_format kf, rt_format vf, ha
   free(k), free(v);
 }
 
-int main(void) {
+/* Arguments: the sets to run, all when there are none. */
+int main(int n, char **names) {
   char missing[RT_MISSING_BYTES];
   for (int32_t isa = 0; isa < rt_isa_count(); isa++) {
-    if (*rt_isa_missing(isa, missing)) continue;
+    bool wanted = n < 2;
+    for (int i = 1; i < n; i++) wanted |= strcmp(names[i], rt_isa_name(isa)) == 0;
+    if (!wanted || *rt_isa_missing(isa, missing)) continue;
     const struct rt_kernels *K = rt_isa_kernels(isa);
     const char *set = rt_isa_name(isa);
     hash h = {0xcbf29ce484222325};
