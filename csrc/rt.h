@@ -35,7 +35,10 @@ typedef struct rt_plan {
   int32_t vocab, width;
 } rt_plan;
 
-typedef struct rt_limits { int32_t max_tokens, max_rows, max_seqs, histories, threads, isa, pool; } rt_limits; /* pool: 0 own, 1 OpenMP */
+typedef struct rt_limits {
+  int32_t max_tokens, max_rows, max_seqs, histories, threads, isa, pool; /* pool: 0 own, 1 OpenMP */
+  int32_t prompt_path, generated_path;                                   /* enum rt_path of each role */
+} rt_limits;
 
 /* ---- one step ---- */
 typedef struct rt_sampling { /* types.SAMPLING */

@@ -77,8 +77,8 @@ class Model:
 
 
 def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads: int | None = None, isa: str | None = None,
-               pool: str | None = None, low_memory: bool = False, context: int | None = None, kv_tokens: int | None = None,
-               max_running: int = MAX_RUNNING, chunk: int = CHUNK, kv_format: str | None = None,
+               pool: str | None = None, precision: str | None = None, low_memory: bool = False, context: int | None = None,
+               kv_tokens: int | None = None, max_running: int = MAX_RUNNING, chunk: int = CHUNK, kv_format: str | None = None,
                progress: bool | Progress | None = None) -> Model:
     """Open a model by name or path.
 
@@ -86,8 +86,9 @@ def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads
     running sequences, default `context` x `max_running`, but no more than half the memory that weights leave.
     max_running: sequences computed at once. chunk: most prompt tokens in one step, so that answers go on beside a prompt.
     kv_format: how the cache keeps K and V: f32, f16 (the default), bf16 or q8_0, or "K:V" apart.
-    threads, isa, pool: native only, default as PYRUNTIME_THREADS, PYRUNTIME_ISA, PYRUNTIME_POOL say. progress: True, False,
-    None (a bar where stderr is a terminal), or called with (bytes done, bytes in all).
+    threads, isa, pool, precision: native only, default as PYRUNTIME_THREADS, PYRUNTIME_ISA, PYRUNTIME_POOL and
+    PYRUNTIME_PRECISION say. precision: how much rounding products may take for speed (machine.PRECISIONS).
+    progress: True, False, None (a bar where stderr is a terminal), or called with (bytes done, bytes in all).
     ModelNotFound, ModelInvalid, FieldInvalid.
     """
     if backend not in BACKENDS:
@@ -112,7 +113,7 @@ def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads
         pages = (pages_for(memory.kv_tokens),) * len(plan.groups)
         made = _backend(backend, plan, weights, dict(
             pages=pages, max_tokens=chunk + max_running, max_rows=max(64, max_running), histories=max_running),
-            dict(threads=threads, isa=isa, pool=pool))
+            dict(threads=threads, isa=isa, pool=pool, precision=precision))
         return Model(_name(path, file), file, config, plan, weights, made, tokenizer, defaults, context,
                      max_running, chunk, memory, source.metadata)
 

@@ -10,6 +10,12 @@ from .errors import FieldInvalid
 
 THREADS_MAX = 1024
 POOLS = ("own", "openmp")
+#: csrc/quant/act.h, enum rt_path: how the products of a token round; closest to f32 first
+PATHS = ("a16", "bf16")
+#: the most rounding a prompt's and a generated token may take
+PRECISIONS = {"balanced": ("bf16", "a16"), "precise": ("a16", "a16"), "throughput": ("bf16", "bf16")}
+#: the paths that are faster than those before them, by instruction set; elsewhere A16 is both faster and closer
+FASTER: dict[str, tuple[str, ...]] = {"amx": ("bf16",)}
 
 
 def threads(asked: int | None = None) -> int:
@@ -91,3 +97,34 @@ def pool(asked: str | None = None) -> str:
     if wanted not in POOLS:
         raise FieldInvalid(f"{name} is '{wanted}'; known: {', '.join(POOLS)}", field="pool")
     return wanted
+
+
+def precision(asked: str | None = None) -> str:
+    """`asked`, else PYRUNTIME_PRECISION, else "balanced". FieldInvalid: not one of PRECISIONS."""
+    name = "precision" if asked is not None else "PYRUNTIME_PRECISION"
+    wanted = (asked if asked is not None else os.environ.get("PYRUNTIME_PRECISION", "")) or "balanced"
+    if wanted not in PRECISIONS:
+        raise FieldInvalid(f"{name} is '{wanted}'; known: {', '.join(PRECISIONS)}", field="precision")
+    return wanted
+
+
+def paths(precision: str, isa: str, forced: tuple[str, str] | None = None) -> tuple[str, str]:
+    """The path of (prompt, generated) tokens: the fastest on `isa` that `precision` allows each.
+
+    `forced`, else PYRUNTIME_PATHS ("bf16,a16"), names them outright: for measuring. FieldInvalid: not two of PATHS."""
+    name, wanted = "paths", forced
+    if wanted is None and (text := os.environ.get("PYRUNTIME_PATHS", "")):
+        name, wanted = "PYRUNTIME_PATHS", tuple(text.split(","))  # type: ignore[assignment]
+    if wanted is None:
+        prompt, generated = (_fastest(allowed, isa) for allowed in PRECISIONS[precision])
+        return prompt, generated
+    if len(wanted) != 2 or not set(wanted) <= set(PATHS):
+        raise FieldInvalid(f"{name} is '{','.join(wanted)}'; it must be the prompt's and the generated tokens' path, each one of "
+                           f"{', '.join(PATHS)}", field="paths")
+    return wanted
+
+
+def _fastest(allowed: str, isa: str) -> str:
+    """The last of the paths up to `allowed` that gains speed on `isa`."""
+    known = PATHS[: PATHS.index(allowed) + 1]
+    return next((path for path in reversed(known) if path in FASTER.get(isa, ())), PATHS[0])

@@ -35,6 +35,7 @@ MODELS = {
     "k": (dict(width=256, hidden=256, heads=2, kv_heads=1, head_dim=128, layers=1), "Q4_K Q5_K Q6_K", {}),
     "f16": (dict(width=41, hidden=37, heads=2, kv_heads=2, head_dim=10, rope_dims=6), "F16", dict(sharp=30.0)),
     "gemma": (dict(eps=1e-3, period=2, window=5), "Q8_0", dict(family=gemma3)),
+    "mixed": (dict(heads=3, kv_heads=1, head_dim=32), "Q4_1", dict(paths=("bf16", "a16"))),
     "large": (dict(width=32, hidden=32, heads=2, kv_heads=1, head_dim=8, layers=1), "BF16", dict(values=2e5)),
 }
 
@@ -62,8 +63,9 @@ def model(name: str):
 def pair(name: str, isa: str):
     """(native, reference) of one model."""
     plan, packed, blocks = model(name)
-    return native_backend(plan, packed, pages=PAGES, max_tokens=320, max_rows=ROWS, threads=1, isa=isa), \
-        TorchBackend(plan, blocks, pages=PAGES, max_tokens=320, max_rows=ROWS, dtype=torch.float64)
+    paths = MODELS[name][2].get("paths", ("a16", "a16"))
+    return native_backend(plan, packed, pages=PAGES, max_tokens=320, max_rows=ROWS, threads=1, isa=isa, paths=paths), \
+        TorchBackend(plan, blocks, pages=PAGES, max_tokens=320, max_rows=ROWS, dtype=torch.float64, paths=paths)
 
 
 def ops(name: str) -> Callable[[str], None]:
@@ -73,6 +75,7 @@ def ops(name: str) -> Callable[[str], None]:
         rng = np.random.default_rng(1)
         for lengths in ((39, 5, 18), (7, 34)):
             for batch in schedule(native.plan, rng, lengths=lengths):
+                batch = replace(batch, roles=rng.integers(0, 2, len(batch.tokens)).astype(np.uint8))
                 compare(native.plan, model(name)[2], native, ref, batch)
     check.__name__ = f"ops {name}"
     return check

@@ -93,11 +93,11 @@ def packed(format: int, rows: int, k: int, raw: np.ndarray) -> np.ndarray:
     return out
 
 
-def activations(kernels: _kernels.Kernels, x: np.ndarray) -> np.ndarray:
-    """x [m, k] -> [m, act bytes]."""
+def activations(kernels: _kernels.Kernels, x: np.ndarray, path: int = 0) -> np.ndarray:
+    """x [m, k] -> [m, act bytes] of a path."""
     out = _kernels.aligned((len(x), _kernels.act_bytes(x.shape[1])), np.uint8)
     for row, one in zip(out, x, strict=True):
-        row[:] = kernels.quantize(one)
+        row[:] = kernels.quantize(one, path=path)
     return out
 
 

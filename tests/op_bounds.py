@@ -11,6 +11,8 @@ Given the same slots and the same cache, the reference (sums in f64, A16 roundin
               The scale itself carries e_n + 2 u. With no norm before it the input is the same bits: q is equal.
   W x, Q*     S is an exact integer; each sub-block converts S (u) and adds one fused term each for its scale and its least
               value: (3 sub-blocks + 2) u of sum |w||q| scale, |w| = |scale (u - offset)| + |least|.
+  bf16        on that path x and w are rounded to bf16, equal on both sides but for an x within |x| (e_n + u) of the middle
+              of two: it then moves by one step. Products are exact; chains of 16, their meeting and k / 32 sums: (18 + k/32) u.
   W x, F*     four fused chains of k/4 steps and two folds: (k/4 + 3) u of sum |w||x|.
   + bias      u (|y| + |b|);  residual: u (|y| + |x|);  a slot of the reference is rounded once: u |y|.
   gate        e^-x within 1 ulp = 2 u, and three roundings; tanh, erf within 2 ulp: 8 u |a||b| in all, plus the errors of
@@ -25,11 +27,13 @@ Given the same slots and the same cache, the reference (sums in f64, A16 roundin
 from __future__ import annotations
 
 import numpy as np
+import torch
 from kernel_cases import FORMATS, NAMES, sizes
 
 from pyruntime import plan as p
 from pyruntime import quant
 from pyruntime.backends.torch import TorchBackend
+from pyruntime.backends.torch_ops import bf16
 from pyruntime.types import Batch
 from pyruntime.weights import Weights
 
@@ -47,19 +51,32 @@ def magnitudes(weights: Weights, name: str) -> np.ndarray:
     return sizes(NAMES.index(w.format_name), w.rows, w.k, w.blocks)
 
 
-def product_bound(weights: Weights, name: str, x: np.ndarray, e_n: float) -> np.ndarray:
-    """Of W x [tokens][rows]; x [tokens][k] as the reference has it, with relative error e_n (0: the same bits)."""
+def product_bound(weights: Weights, name: str, x: np.ndarray, e_n: float, coarse: np.ndarray) -> np.ndarray:
+    """Of W x [tokens][rows]; x [tokens][k] as the reference has it, with relative error e_n (0: the same bits).
+    coarse: bool [tokens], those on the BF16 path."""
     wide, w = magnitudes(weights, name), weights[name]
-    if quant.FORMATS[w.format_name].BLOCK_WEIGHTS == 1:
-        return ((w.k / 4 + 3) * U + e_n) * (np.abs(x) @ wide.T)
-    sub = FORMATS[NAMES.index(w.format_name)].sub
+    out = exact_bound(wide, FORMATS[NAMES.index(w.format_name)].sub, x, e_n)
+    if coarse.any():
+        step = np.exp2(np.floor(np.log2(np.maximum(np.abs(x), 2.0**-126))) - 7)
+        r = np.abs(x) / step
+        flips = (np.abs(r - np.floor(r) - 0.5) <= r * (e_n + U)) * (e_n > 0) * step
+        held = 1.01 * (np.abs(x) + flips) @ wide.T     # rounded, both are up to 2^-8 larger
+        out[coarse] = ((18 + w.k / 32 + 1) * U * held + 1.01 * flips @ wide.T)[coarse]
+    return out
+
+
+def exact_bound(wide: np.ndarray, sub: int, x: np.ndarray, e_n: float) -> np.ndarray:
+    """The same for A16. wide: magnitudes of the weights; sub: k under one scale, 0 for a format of floats."""
+    k = x.shape[1]
+    if not sub:
+        return ((k / 4 + 3) * U + e_n) * (np.abs(x) @ wide.T)
     most = np.abs(x).max(-1, keepdims=True)
     scale = most / 32639
     r = np.divide(x, scale, out=np.zeros_like(x), where=scale > 0)
     near = np.abs(np.abs(r - np.floor(r)) - 0.5) <= np.abs(r) * (2 * e_n + 4 * U)
     flips = (near & (e_n > 0)) * scale
     held = np.abs(x) + scale
-    return ((3 * w.k / sub + 4) * U + 2 * e_n) * (held @ wide.T) + flips @ wide.T
+    return ((3 * k / sub + 4) * U + 2 * e_n) * (held @ wide.T) + flips @ wide.T
 
 
 def rms(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
@@ -75,24 +92,25 @@ def bound(op: p.Op, weights: Weights, ref: TorchBackend, batch: Batch, before: d
     def values(name: str) -> np.ndarray:
         return quant.FORMATS["F32"].dequantize(weights[name].packed, (weights[name].rows,)).astype(np.float64)
 
+    coarse = np.array([path == "bf16" for path in ref.paths])[batch.roles]
     if isinstance(op, p.Embed):
         return 3 * U * after(op.out) if op.scale != 1 else np.zeros_like(before[op.out])  # the scale, the product, the slot
     if isinstance(op, p.NormLinear):
         n, e = rms(before[op.x], values(op.norm), op.eps), norm_error(before[op.x].shape[1])
-        parts = [product_bound(weights, w, n, e) + (U * np.abs(values(b)) if b else 0)
+        parts = [product_bound(weights, w, n, e, coarse) + (U * np.abs(values(b)) if b else 0)
                  for w, b in ((op.w0, op.b0), (op.w1, op.b1), (op.w2, op.b2)) if w]
         return np.concatenate(parts, -1) * (1 + U) + 3 * U * after(op.out)
     if isinstance(op, p.Linear):
-        return product_bound(weights, op.weight, before[op.x], 0.0) + 3 * U * after(op.out)
+        return product_bound(weights, op.weight, before[op.x], 0.0, coarse) + 3 * U * after(op.out)
     if isinstance(op, p.LinearAdd):
         moved = after(op.out) + np.abs(before[op.out])
-        return abs(op.scale) * product_bound(weights, op.weight, before[op.x], 0.0) + 4 * U * moved
+        return abs(op.scale) * product_bound(weights, op.weight, before[op.x], 0.0, coarse) + 4 * U * moved
     if isinstance(op, p.NormAdd):
         return np.abs(rms(before[op.x], values(op.norm), op.eps)) * norm_error(before[op.x].shape[1]) + 2 * U * after(op.out)
     if isinstance(op, p.Gated):
         n, e = rms(before[op.x], values(op.norm), op.eps), norm_error(before[op.x].shape[1])
-        a, b = (ref_product(weights, w, n) for w in (op.gate, op.up))
-        da, db = (product_bound(weights, w, n, e) for w in (op.gate, op.up))
+        a, b = (ref_product(weights, w, n, coarse) for w in (op.gate, op.up))
+        da, db = (product_bound(weights, w, n, e, coarse) for w in (op.gate, op.up))
         slack = 8 * U * np.abs(a) * np.abs(b) + 1.13 * da * (np.abs(b) + db) + np.abs(a) * db
         return slack + 2 * U * after(op.out)
     if isinstance(op, p.RopeKV):
@@ -101,15 +119,18 @@ def bound(op: p.Op, weights: Weights, ref: TorchBackend, batch: Batch, before: d
         return attention_bound(op, ref, batch, before)
     if isinstance(op, p.Logits):
         x = before[op.x][batch.rows]
-        return abs(op.scale) * product_bound(weights, op.weight, rms(x, values(op.norm), op.eps), norm_error(x.shape[1])) \
+        return abs(op.scale) * product_bound(weights, op.weight, rms(x, values(op.norm), op.eps), norm_error(x.shape[1]),
+                                             coarse[batch.rows]) \
             + 4 * U * after(op.out) + (4 * U * op.softcap)
     raise AssertionError(f"no bound for {op}")
 
 
-def ref_product(weights: Weights, name: str, x: np.ndarray) -> np.ndarray:
-    """W x in f64."""
-    w = weights[name]
-    return x @ quant.FORMATS[w.format_name].dequantize(w.blocks, (w.rows, w.k)).astype(np.float64).T
+def ref_product(weights: Weights, name: str, x: np.ndarray, coarse: np.ndarray) -> np.ndarray:
+    """W x in f64, of numbers rounded to bf16 for `coarse` tokens."""
+    stored = weights[name]
+    w = torch.tensor(quant.FORMATS[stored.format_name].dequantize(stored.blocks, (stored.rows, stored.k))).double()
+    wide = torch.tensor(x)
+    return np.where(coarse[:, None], bf16(wide) @ bf16(w).T, wide @ w.T)
 
 
 def rope_bound(op: p.RopeKV, weights: Weights, ref: TorchBackend, before: dict[str, np.ndarray]) -> np.ndarray:

@@ -305,6 +305,7 @@ def test_doctor(cli, monkeypatch):
     code, out, err = cli("doctor", "--json")
     facts = json.loads(out)
     assert code == (1 if facts["problems"] else 0)
+    assert facts["cpu"]["precision"] == "balanced" and facts["cpu"]["paths"]["precise"] == ["a16", "a16"]
     assert facts["cpu"]["isas"]["scalar"] == "" and facts["cpu"]["threads"] >= 1 and facts["memory"]["total"] > 0
     assert facts["versions"]["pyruntime"] == "0.1.0" and facts["extras"]["torch"] != ""
     assert facts["cpu"]["isa"] == facts["cpu"]["best_isa"]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -19,6 +20,7 @@ from pyruntime.types import Batch, greedy_rows
 ISAS = [name for name, missing in _engine.isas() if not missing]
 FORMATS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
 PAGES = 40
+MIXTURES = [("bf16", "a16"), ("bf16", "bf16"), ("a16", "bf16")]  # paths of prompt and generated tokens
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -69,7 +71,7 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
-    for name in ("PYRUNTIME_THREADS", "PYRUNTIME_ISA", "PYRUNTIME_POOL"):
+    for name in ("PYRUNTIME_THREADS", "PYRUNTIME_ISA", "PYRUNTIME_POOL", "PYRUNTIME_PRECISION", "PYRUNTIME_PATHS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -151,6 +153,50 @@ def test_branches_do_not_see_each_other():
     assert same(got[0][:2], got[1][:2]) and not np.array_equal(got[0][2:], got[1][2:])
 
 
+@FEW
+@given(st.integers(0, 30), st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 3), st.sampled_from(MIXTURES),
+       st.booleans(), st.data())
+def test_a_path_follows_its_token(seed, chunks, others, paths, low_memory, data):
+    """Prompt and generated tokens side by side, in any chunks, computed again or for the first time."""
+    engine = backend(seed, paths=paths, low_memory=low_memory)
+    vocab, rng = engine.plan.vocab, np.random.default_rng(seed)
+    text = rng.integers(0, vocab, min(sum(chunks), 190)).tolist()
+    roles = (np.arange(len(text)) >= data.draw(st.integers(0, len(text)))).astype(np.uint8)
+    beside = prompts(seed + 1, others, 9, vocab)
+    tables = tables_of([len(text)] * 2 + [len(t) for t in beside], PAGES, rng)
+    expected = np.concatenate([logits_of(engine, replace(Batch.build([([t], i, i)], tables=[tables[:1]]), roles=roles[i:i + 1]))
+                               for i, t in enumerate(text)])
+    done = 0
+    for size in chunks:
+        part, n = text[done:done + size], len(text[done:done + size])
+        batch = Batch.build([(t, 0, 0) for t in beside] + [(part, done, done)] * (n > 0),
+                            tables=[tables[2:] + tables[1:2] * (n > 0)])
+        if n:
+            first = len(batch.tokens) - n
+            rows = np.sort(rng.permutation(len(batch.tokens))[:max(1, len(batch.tokens) // 2)]).astype(np.int32)
+            batch = replace(batch, roles=np.concatenate([rng.integers(0, 2, first), roles[done:done + n]]).astype(np.uint8),
+                            rows=rows, sampling=greedy_rows(len(rows)))
+            got = logits_of(engine, batch)
+            assert same(expected[done + rows[rows >= first] - first], got[rows >= first])
+        done += n
+    plain = backend(seed, paths=(paths[0],) * 2)
+    if not roles.any():
+        assert same(expected[-1:], logits_of(plain, Batch.build([(text, 0, 0)], tables=[tables[:1]])))
+    engine.close()
+
+
+def test_paths_round_differently():
+    texts, logits = [[3, 1, 4, 1, 5, 9, 2, 6]], {}
+    for paths in (("a16", "a16"), *MIXTURES):
+        engine = backend(4, paths=paths)
+        batch = whole(texts, [[0]])
+        logits[paths] = [logits_of(engine, replace(batch, roles=np.full(8, role, np.uint8))) for role in (0, 1)]
+    exact, coarse = logits["a16", "a16"][0], logits["bf16", "bf16"][0]
+    assert not same(exact, coarse) and np.abs(exact - coarse).max() < 0.05 * np.abs(exact).max()
+    for (prompt, generated), got in logits.items():
+        assert same(got[0], coarse if prompt == "bf16" else exact) and same(got[1], coarse if generated == "bf16" else exact)
+
+
 def test_long_contexts_split_the_same_way():
     """More than one attention split: a chunk, single tokens, and many sequences at once agree."""
     engine = backend(3, pages=120, max_tokens=600)
@@ -167,18 +213,19 @@ def test_long_contexts_split_the_same_way():
 
 
 @FEW
-@given(st.integers(0, 30))
-def test_threads_pools_instruction_sets_and_low_memory_agree(seed):
+@given(st.integers(0, 30), st.sampled_from([("a16", "a16"), *MIXTURES]))
+def test_threads_pools_instruction_sets_and_low_memory_agree(seed, paths):
     plan, _ = model(seed)
     texts = prompts(seed, 4, 40, plan.vocab)
     batch = whole(texts, tables_of([len(t) for t in texts], PAGES, np.random.default_rng(seed)))
     follow = Batch.build([([1], len(t), len(t)) for t in texts],
                          tables=[tables_of([len(t) + 1 for t in texts], PAGES, np.random.default_rng(seed))])
+    roles = np.random.default_rng(seed).integers(0, 2, len(batch.tokens)).astype(np.uint8)
     expected: list[np.ndarray] = []
     for options in ([{"threads": n, "pool": p} for n in (1, 2, 3, 4) for p in machine.POOLS] + [{"isa": isa} for isa in ISAS]
                     + [{"low_memory": True}, {"low_memory": True, "isa": "scalar", "threads": 1}]):
-        engine = backend(seed, **options)
-        got = [logits_of(engine, batch), logits_of(engine, follow)]
+        engine = backend(seed, paths=paths, **options)
+        got = [logits_of(engine, replace(batch, roles=roles)), logits_of(engine, follow)]
         expected = expected or got
         assert all(same(a, b) for a, b in zip(expected, got, strict=True)), options
         engine.close()

@@ -260,7 +260,7 @@ def test_no_words_of_a_plan_crash(data):
     hypothesis.assume(int(groups[0, 0]) * int(groups[0, 1]) * int(groups[0, 2]) * max(int(groups[0, 5]), 1) < 2**28)
     try:
         engine = _engine.Engine(ops, slots, list(WEIGHTS), groups, [(np.array(PLAN.ropes[0].inv_freq), True, 1.0)], PLAN.vocab,
-                                PLAN.width, isa=0, pool=0, **rest)
+                                PLAN.width, isa=0, pool=0, prompt_path=data.draw(st.integers(0, 1)), generated_path=0, **rest)
     except (errors.FieldInvalid, errors.ModelInvalid, MemoryError) as error:
         assert "\n" not in str(error)
         return

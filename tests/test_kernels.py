@@ -41,6 +41,8 @@ U = 2.0**-24  # half the distance of 1 to the next f32: one rounding is off by a
 TINY = 2.0**-149 * 64  # what roundings of denormal numbers can add to a sum of ours
 formats = st.integers(0, len(FORMATS) - 1)
 block_kinds = st.sampled_from(["tame", "wild", "full"])
+A16, BF16 = range(2)  # csrc/quant/act.h, enum rt_path
+paths = st.sampled_from([A16, BF16])
 few = settings(max_examples=30, deadline=None)
 
 
@@ -159,13 +161,13 @@ def test_a_normalized_sum_equals_scalar(kernels: Kernels, seed: int, kind: str, 
     assert same(SCALAR.norm_add(x, w, eps, y), kernels.norm_add(x, w, eps, y))
 
 
-@given(seeds, kinds, lengths, st.sampled_from([None, 0, 1]))
+@given(seeds, kinds, lengths, st.sampled_from([None, 0, 1]), paths)
 @few
-def test_quantize_equals_scalar(kernels: Kernels, seed: int, kind: str, k: int, norm: int | None) -> None:
+def test_quantize_equals_scalar(kernels: Kernels, seed: int, kind: str, k: int, norm: int | None, path: int) -> None:
     rng = np.random.default_rng(seed)
     x, w, b = values(rng, kind, k), values(rng, "normal", k), values(rng, "normal", k)
     given_ = (x,) if norm is None else (x, norm, w, b if norm else None, 1e-5)
-    one, other = Act(SCALAR.quantize(*given_), k), Act(kernels.quantize(*given_), k)
+    one, other = (Act(k_.quantize(*given_, path=path), k) for k_ in (SCALAR, kernels))
     assert all(same(getattr(one, n), getattr(other, n)) for n in ("scale", "sum", "high", "low", "q", "x"))
 
 
@@ -206,27 +208,53 @@ def test_linear_follows_f64(seed: int, format: int, kind: str, rows: int, k: int
         assert (abs(y - want) <= 1.01 * bound + TINY * k)[fits].all()
 
 
-@given(seeds, formats, block_kinds, kinds, st.integers(1, 50), lengths, st.integers(1, 19))
-@settings(max_examples=80, deadline=None)
-def test_linear_equals_scalar(kernels: Kernels, seed: int, format: int, weights: str, kind: str, rows: int, k: int,
+@given(seeds, formats, kinds, st.integers(1, 40), lengths)
+@settings(max_examples=60, deadline=None)
+def test_linear_bf16_follows_f64(seed: int, format: int, kind: str, rows: int, k: int) -> None:
+    rng, k, w, _ = matrix(seed, format, rows, k, "tame")
+    x = values(rng, kind, (2, k))
+    acts = activations(SCALAR, x, BF16)
+    got = SCALAR.linear(format, w, k, 0, -(-rows // 16), acts, path=BF16)[:, :rows].astype(float)
+    dense = to_bf16(_weights.unpack(format, rows, k, w)).astype(float)
+    for row, act, y in zip(x, acts, got, strict=True):
+        coarse = to_bf16(row)
+        assert same(Act(act, k).x[:k], coarse) and not Act(act, k).x[k:].any()
+        if not np.isfinite(coarse).all():
+            assert not np.isfinite(y).any()
+            continue
+        # Products of two bf16 are exact. A chain adds 16 of them, two chains meet, and k / 32 such sums are added.
+        want, size = dense @ coarse.astype(float), abs(dense) @ abs(coarse.astype(float))
+        assert (abs(y - want) <= 1.01 * (17 + k / 32 + 1) * U * size + TINY * k)[size < 3e38].all()
+
+
+def to_bf16(x: np.ndarray) -> np.ndarray:
+    """f32 rounded to the nearest bf16, to even, as f32."""
+    half = _weights.half_of_f32(np.ascontiguousarray(x, np.float32).reshape(-1), True)
+    return (half.astype(np.uint32) << 16).view(np.float32).reshape(x.shape)
+
+
+@given(seeds, paths, formats, block_kinds, kinds, st.integers(1, 50), lengths, st.integers(1, 19))
+@settings(max_examples=120, deadline=None)
+def test_linear_equals_scalar(kernels: Kernels, seed: int, path: int, format: int, weights: str, kind: str, rows: int, k: int,
                               m: int) -> None:
     rng, k, w, _ = matrix(seed, format, rows, k, weights)
-    acts = activations(SCALAR, values(rng, kind, (m, k)))
+    acts = activations(SCALAR, values(rng, kind, (m, k)), path)
     groups = -(-rows // 16)
-    assert same(SCALAR.linear(format, w, k, 0, groups, acts), kernels.linear(format, w, k, 0, groups, acts))
+    assert same(SCALAR.linear(format, w, k, 0, groups, acts, path=path), kernels.linear(format, w, k, 0, groups, acts, path=path))
 
 
+@pytest.mark.parametrize("path", [A16, BF16], ids=["a16", "bf16"])
 @pytest.mark.parametrize("format", range(len(FORMATS)), ids=NAMES)
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 7, 8, 33, 70])
-def test_a_row_knows_no_neighbour(kernels: Kernels, format: int, m: int) -> None:
+def test_a_row_knows_no_neighbour(kernels: Kernels, format: int, m: int, path: int) -> None:
     rng, k, w, _ = matrix(m, format, 40, 160, "tame")
-    acts = activations(SCALAR, values(rng, "spike", (m, k)))
-    whole = kernels.linear(format, w, k, 0, 3, acts)
+    acts = activations(SCALAR, values(rng, "spike", (m, k)), path)
+    whole = kernels.linear(format, w, k, 0, 3, acts, path=path)
     for t in range(m):
-        assert same(kernels.linear(format, w, k, 0, 3, acts[t:t + 1]), whole[t:t + 1])
-    assert same(kernels.linear(format, w, k, 1, 3, acts), whole[:, 16:])
+        assert same(kernels.linear(format, w, k, 0, 3, acts[t:t + 1], path=path), whole[t:t + 1])
+    assert same(kernels.linear(format, w, k, 1, 3, acts, path=path), whole[:, 16:])
     wide = np.full((m, 100), 7, np.float32)
-    kernels.linear(format, w, k, 0, 2, acts, wide)
+    kernels.linear(format, w, k, 0, 2, acts, wide, path=path)
     assert same(wide[:, :32], whole[:, :32]) and (wide[:, 32:] == 7).all()
 
 

@@ -13,7 +13,7 @@ from pyruntime.errors import FieldInvalid
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
-    for name in ("PYRUNTIME_THREADS", "PYRUNTIME_ISA", "PYRUNTIME_POOL"):
+    for name in ("PYRUNTIME_THREADS", "PYRUNTIME_ISA", "PYRUNTIME_POOL", "PYRUNTIME_PRECISION", "PYRUNTIME_PATHS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -99,3 +99,25 @@ def test_pools_by_name(monkeypatch):
     assert machine.pool() == "openmp" and machine.pool("own") == "own"
     with pytest.raises(FieldInvalid, match="own, openmp"):
         machine.pool("tbb")
+
+
+def test_a_precision_takes_the_fastest_path_it_allows(monkeypatch):
+    for isa in ("scalar", "avx2", "avx512", "neon"):     # bf16 products without instructions for them gain nothing
+        assert all(machine.paths(precision, isa) == ("a16", "a16") for precision in machine.PRECISIONS)
+    assert machine.paths("balanced", "amx") == ("bf16", "a16")
+    assert machine.paths("throughput", "amx") == ("bf16", "bf16") and machine.paths("precise", "amx") == ("a16", "a16")
+    assert machine.precision() == "balanced"
+    monkeypatch.setenv("PYRUNTIME_PRECISION", "precise")
+    assert machine.precision() == "precise" and machine.precision("throughput") == "throughput"
+    with pytest.raises(FieldInvalid, match="balanced, precise, throughput"):
+        machine.precision("exact")
+
+
+def test_paths_can_be_named_outright(monkeypatch):
+    assert machine.paths("precise", "scalar", ("bf16", "a16")) == ("bf16", "a16")
+    monkeypatch.setenv("PYRUNTIME_PATHS", "a16,bf16")
+    assert machine.paths("precise", "scalar") == ("a16", "bf16")
+    for wrong in ("bf16", "a16,a16,a16", "a16,f32", ","):
+        monkeypatch.setenv("PYRUNTIME_PATHS", wrong)
+        with pytest.raises(FieldInvalid, match="PYRUNTIME_PATHS is .* a16, bf16"):
+            machine.paths("precise", "scalar")

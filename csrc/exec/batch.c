@@ -148,11 +148,27 @@ static void store_positions(rt_engine *e, const rt_batch *b, int32_t g) {
   }
 }
 
+static enum rt_path path_of(const rt_engine *e, const rt_batch *b, int32_t token) {
+  return (enum rt_path)(b->roles[token] ? e->limits.generated_path : e->limits.prompt_path);
+}
+
+/* rows: the token of each of n lines, or NULL when line i is token i. */
+static void order_lines(const rt_engine *e, const rt_batch *b, const int32_t *rows, int32_t n, rt_lines *lines) {
+  int32_t done = 0;
+  for (int32_t path = 0; path < RT_PATHS; path++) {
+    for (int32_t i = 0; i < n; i++)
+      if ((int32_t)path_of(e, b, rows ? rows[i] : i) == path) lines->at[done++] = i;
+    lines->ends[path] = done;
+  }
+}
+
 rt_code rt_step_begin(rt_engine *e, const rt_batch *batch, int32_t first, int32_t last, rt_status *st) {
   if (!check_counts(e, batch, first, last, st) || !check_tokens(e, batch, st) || !check_sequences(e, batch, st) ||
       !check_rows(e, batch, st) || rt_room_for_splits(e, e->step.splits, st) != RT_OK)
     return st->code;
   for (int32_t g = 0; g < e->n_groups; g++) store_positions(e, batch, g);
+  order_lines(e, batch, NULL, batch->n_tokens, &e->step.lines[0]);
+  order_lines(e, batch, batch->rows, batch->n_rows, &e->step.lines[1]);
   e->step.batch = batch;
   e->step.first = first;
   return RT_OK;

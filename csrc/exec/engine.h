@@ -12,7 +12,8 @@
 enum {
   RT_SPLIT = 16,       /* pages of one attention split, at absolute block indices */
   RT_SPLIT_UNITS = 64, /* up to this many (token, KV head) pairs splits are units of their own */
-  RT_TOKENS = 64,      /* tokens of one linear unit */
+  RT_TOKENS = 64,      /* rows of one linear unit in A16 */
+  RT_TOKENS_BF16 = 256, /* and in BF16, where weights cost most to unpack */
   RT_FUSED = 4,        /* up to this many tokens each thread rounds the activations for itself */
   RT_LINE_FLOATS = 8192 /* floats of one product in a thread's scratch */
 };
@@ -77,6 +78,10 @@ typedef struct rt_query rt_query;
 /* Neighbouring tokens of a sequence that attention takes together; fresh: slot of the sequence's first token in this step. */
 typedef struct rt_tile { int32_t sequence, token, count, fresh; } rt_tile;
 
+/* Rows of a linear op in the order it computes them: those of one path lie together, so that no unit has two. The i-th is
+ * row at[i]; those of path p end before ends[p]. */
+typedef struct rt_lines { int32_t *at, ends[RT_PATHS]; } rt_lines;
+
 typedef struct rt_step { /* one batch, checked */
   const rt_batch *batch;
   int32_t first, n_runs, n_tiles, splits; /* splits: of the longest sequence */
@@ -87,6 +92,7 @@ typedef struct rt_step { /* one batch, checked */
   int32_t *block_starts;         /* [max_seqs + 1] */
   rt_block **blocks;             /* [n_groups] -> [block_room], which grows with what sequences hold */
   int32_t block_room;
+  rt_lines lines[2];             /* of every token [max_tokens]; of the flagged rows [max_rows] */
   int32_t **tails;               /* [n_groups] -> [max_seqs][16] positions of a last, partly filled page */
 } rt_step;
 

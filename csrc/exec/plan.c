@@ -389,6 +389,8 @@ static void lay_out_step(rt_engine *e, taker *t) {
   s->queries = take(t, tokens, sizeof *s->queries);
   s->runs = take(t, tokens, sizeof *s->runs);
   s->tiles = take(t, tokens, sizeof *s->tiles);
+  s->lines[0].at = take(t, tokens, sizeof *s->lines[0].at);
+  s->lines[1].at = take(t, (uint64_t)e->limits.max_rows, sizeof *s->lines[1].at);
   s->block_starts = take(t, seqs + 1, sizeof *s->block_starts);
   for (int32_t g = 0; g < e->n_groups; g++) s->tails[g] = take(t, seqs * RT_PAGE, sizeof **s->tails);
 }
@@ -433,7 +435,8 @@ static bool check_limits(const rt_plan *p, const rt_limits *l, rt_status *st) {
          range(st, "width", p->width, 1, ROWS_MOST) && range(st, "max_tokens", l->max_tokens, 1, TOKENS_MOST) &&
          range(st, "max_rows", l->max_rows, 1, TOKENS_MOST) && range(st, "max_seqs", l->max_seqs, 1, TOKENS_MOST) &&
          range(st, "histories", l->histories, 0, HISTORIES_MOST) && range(st, "threads", l->threads, 1, RT_THREADS_MAX) &&
-         range(st, "pool", l->pool, 0, 1);
+         range(st, "pool", l->pool, 0, 1) && range(st, "prompt_path", l->prompt_path, 0, RT_PATHS - 1) &&
+         range(st, "generated_path", l->generated_path, 0, RT_PATHS - 1);
 }
 
 static rt_code choose_kernels(rt_engine *e, rt_status *st) {

@@ -3,7 +3,8 @@
  * An op is PHASES phases of the pool; what each computes is a function of the unit alone, so neither threads nor claims show
  * in the result:
  *   EMBED      -, a unit a token; so NORM_ADD
- *   linear     norm and round a token (only beyond RT_FUSED tokens), a unit is RT_TOKENS tokens times a packed group of 16 rows
+ *   linear     norm and round a token (only beyond RT_FUSED tokens), a unit is RT_TOKENS tokens of one path times a packed
+ *              group of 16 rows
  *   ROPE_KV    cosines and sines of a token (once a step), a unit is the tokens that go to one page
  *   ATTENTION  a unit is (KV head, tile of tokens), or (KV head, tile, split) when tokens are few and then the joining of splits
  *   SAMPLE     -, a unit a flagged row */
@@ -50,30 +51,52 @@ static int32_t rows_of(const rt_engine *e, const rt_linear *l) {
   return l->flagged ? e->step.batch->n_rows : e->step.batch->n_tokens;
 }
 
-static void round_row(const rt_engine *e, const rt_linear *l, int32_t row, uint8_t *act) {
+static const rt_lines *lines_of(const rt_engine *e, const rt_linear *l) { return &e->step.lines[l->flagged]; }
+
+static void round_line(const rt_engine *e, const rt_linear *l, int32_t line, uint8_t *act) {
+  const rt_lines *lines = lines_of(e, l);
+  int32_t row = lines->at[line], path = 0;
+  while (line >= lines->ends[path]) path++;
   const float *x = row_of(e, l->x, l->flagged ? e->step.batch->rows[row] : row);
-  e->k->quantize(x, l->k, l->norm_kind, l->norm, l->norm_bias, l->eps, act);
+  e->k->quantize(x, l->k, l->norm_kind, l->norm, l->norm_bias, l->eps, (enum rt_path)path, act);
 }
 
 static const uint8_t *rounded(rt_engine *e, int32_t op, const rt_linear *l, rt_scratch *s) {
   int32_t rows = rows_of(e, l);
   if (rows > RT_FUSED) return e->acts;
   if (s->run != e->run || s->op != op) {
-    for (int32_t row = 0; row < rows; row++) round_row(e, l, row, s->acts + (size_t)row * rt_act_bytes(l->k));
+    for (int32_t i = 0; i < rows; i++) round_line(e, l, i, s->acts + (size_t)i * rt_act_bytes(l->k));
     s->run = e->run, s->op = op;
   }
   return s->acts;
 }
 
-/* y [rows][16 * (last - first)] = groups [first, last) of m times `rows` activations. */
-static void multiply(const rt_engine *e, const rt_matrix *m, int32_t first, int32_t last, const uint8_t *acts, int32_t rows,
+typedef struct block { int32_t first, rows; enum rt_path path; } block; /* lines of one unit */
+
+static const int32_t block_rows[RT_PATHS] = {[RT_PATH_A16] = RT_TOKENS, [RT_PATH_BF16] = RT_TOKENS_BF16};
+
+static int32_t blocks_of(const rt_lines *lines, int32_t path) {
+  int32_t n = lines->ends[path] - (path ? lines->ends[path - 1] : 0);
+  return (n + block_rows[path] - 1) / block_rows[path];
+}
+
+static block block_at(const rt_lines *lines, int32_t number) {
+  int32_t path = 0, first;
+  for (int32_t n; (n = blocks_of(lines, path)) <= number; path++) number -= n;
+  first = (path ? lines->ends[path - 1] : 0) + number * block_rows[path];
+  return (block){first, least(lines->ends[path] - first, block_rows[path]), (enum rt_path)path};
+}
+
+/* y [rows][16 * (last - first)] = groups [first, last) of m times the activations of a block. */
+static void multiply(const rt_engine *e, const rt_matrix *m, int32_t first, int32_t last, const uint8_t *acts, const block *b,
                      float *restrict y, rt_scratch *s) {
   size_t stride = rt_act_bytes(m->k), ldy = (size_t)(last - first) * RT_GROUP;
+  rt_linear_kernel *run = b->path == RT_PATH_BF16 ? e->k->linear_bf16[m->format] : e->k->linear[m->format];
   if (m->packed) {
-    e->k->linear[m->format](m->packed, m->k, first, last, acts, stride, rows, y, ldy);
+    run(m->packed, m->k, first, last, acts, stride, b->rows, y, ldy);
   } else {
     for (int32_t g = first; g < last; g++)
-      e->k->linear[m->format](packed_group(m, g, s), m->k, 0, 1, acts, stride, rows, y + (g - first) * RT_GROUP, ldy);
+      run(packed_group(m, g, s), m->k, 0, 1, acts, stride, b->rows, y + (g - first) * RT_GROUP, ldy);
   }
 }
 
@@ -88,35 +111,37 @@ static void finish(const rt_engine *e, const rt_linear *l, const float *bias, fl
   memcpy(out, y, (size_t)n * sizeof *out);
 }
 
-/* Groups [first, last) of one part, rows [row, row + rows). */
+/* Groups [first, last) of one part times a block of lines. */
 static void linear_block(rt_engine *e, const rt_linear *l, const struct rt_part *part, int32_t first, int32_t last,
-                         const uint8_t *acts, int32_t row, int32_t rows, rt_scratch *s) {
+                         const uint8_t *acts, const block *b, rt_scratch *s) {
   int32_t ldy = (last - first) * RT_GROUP, n = least(last * RT_GROUP, part->matrix->rows) - first * RT_GROUP;
-  acts += (size_t)row * rt_act_bytes(l->k);
-  multiply(e, part->matrix, first, last, acts, rows, s->y, s);
-  if (l->up) multiply(e, l->up, first, last, acts, rows, s->y2, s);
-  for (int32_t i = 0; i < rows; i++)
+  const int32_t *rows = lines_of(e, l)->at + b->first;
+  acts += (size_t)b->first * rt_act_bytes(l->k);
+  multiply(e, part->matrix, first, last, acts, b, s->y, s);
+  if (l->up) multiply(e, l->up, first, last, acts, b, s->y2, s);
+  for (int32_t i = 0; i < b->rows; i++)
     finish(e, l, part->bias ? part->bias + first * RT_GROUP : NULL, s->y + (size_t)i * (size_t)ldy, s->y2 + (size_t)i * (size_t)ldy, n,
-           row_of(e, l->out, row + i) + part->offset + first * RT_GROUP);
+           row_of(e, l->out, rows[i]) + part->offset + first * RT_GROUP);
 }
 
-/* Units run over groups first, then over blocks of tokens. */
+/* Units run over groups first, then over blocks of lines. */
 static void linear_units(rt_engine *e, int32_t op, const rt_linear *l, int32_t first, int32_t last, rt_scratch *s) {
   const uint8_t *acts = rounded(e, op, l, s);
-  int32_t all = rows_of(e, l);
   for (int32_t u = first; u < last;) {
-    int32_t row = u / l->groups * RT_TOKENS, rows = least(all - row, RT_TOKENS), group = u % l->groups;
+    block b = block_at(lines_of(e, l), u / l->groups);
+    int32_t group = u % l->groups;
     const struct rt_part *part = &l->parts[l->n_parts - 1];
     while (part->first_group > group) part--;
     int32_t end = least(part->first_group + part->matrix->groups, group + last - u);
-    end = least(end, group + RT_LINE_FLOATS / (RT_GROUP * rows));
-    linear_block(e, l, part, group - part->first_group, end - part->first_group, acts, row, rows, s);
+    end = least(end, group + RT_LINE_FLOATS / (RT_GROUP * b.rows));
+    linear_block(e, l, part, group - part->first_group, end - part->first_group, acts, &b, s);
     u += end - group;
   }
 }
 
 static rt_phase linear_phase(const rt_engine *e, const rt_linear *l) {
-  int32_t rows = rows_of(e, l), blocks = (rows + RT_TOKENS - 1) / RT_TOKENS;
+  int32_t rows = rows_of(e, l), blocks = 0;
+  for (int32_t path = 0; path < RT_PATHS; path++) blocks += blocks_of(lines_of(e, l), path);
   int64_t bytes = (int64_t)l->parts[0].matrix->group_bytes * (l->up ? 2 : 1);
   return (rt_phase){blocks * l->groups, most_of(CLAIM_BYTES, bytes * least(rows, RT_TOKENS) / 4 + bytes)};
 }
@@ -326,7 +351,7 @@ static void run_units(void *self, int32_t phase, int32_t first, int32_t last, in
     default:
       if (part) linear_units(e, op, &o->linear, first, last, s);
       else
-        for (int32_t row = first; row < last; row++) round_row(e, &o->linear, row, e->acts + (size_t)row * rt_act_bytes(o->linear.k));
+        for (int32_t i = first; i < last; i++) round_line(e, &o->linear, i, e->acts + (size_t)i * rt_act_bytes(o->linear.k));
   }
 }
 

@@ -4,6 +4,7 @@
  * the sets give the same bits, scalar is the specification, and a row's bits depend on no neighbour. */
 #ifndef RT_KERNELS_H
 #define RT_KERNELS_H
+#include "quant/act.h"
 #include "quant/formats.h"
 #include <stddef.h>
 #include <stdint.h>
@@ -18,10 +19,7 @@ enum rt_isa {
 #define RT_PAGE 16 /* tokens of one page */
 #define RT_GROUP 16 /* output rows of one packed group */
 
-/* One token's activations as the linear kernels read them, `rt_act_bytes(k)` bytes, 64-byte aligned. kp = k rounded up
- * to 64, padding is zero. q = round(x * 32639 / max|x|) = 256*high + low, sums of q per 16; float formats read x.
- *   f32 scale, pad to 64 bytes | s32 sum[kp/16], padded to 64 bytes | s8 high[kp] | s8 low[kp] | s16 q[kp] | f32 x[kp] */
-size_t rt_act_bytes(int k);
+size_t rt_act_bytes(int k); /* of one token's activations (quant/act.h), 64-byte aligned */
 
 #define RT_QUERY_ROWS 96 /* most query rows (tokens times share) of attention_tile */
 
@@ -50,14 +48,19 @@ struct rt_attention_args { /* tokens of one sequence, one KV head and the `share
   float scale, softcap;
 };
 
+/* y[m][16*(last-first)] (row stride ldy) = packed groups [first, last) times each of m activations (stride act_stride).
+ * `packed` points at group 0; a group is kp / tile_k tiles. Any m; each row's bits equal those of m = 1. */
+typedef void rt_linear_kernel(const uint8_t *packed, int k, int first, int last, const uint8_t *act, size_t act_stride, int m,
+                              float *y, size_t ldy);
+
 struct rt_kernels {
   const char *name;
-  /* act <- the A16 form of x[k] (rms or layer norm applied first when norm != NULL; kind as plan.NormKind). */
-  void (*quantize)(const float *x, int k, int norm_kind, const float *norm, const float *norm_bias, float eps, uint8_t *act);
-  /* y[m][16*(last-first)] (row stride ldy) = packed groups [first, last) times each of m activations (stride act_stride).
-   * `packed` points at group 0; a group is kp / tile_k tiles. Any m; each row's bits equal those of m = 1. */
-  void (*linear[RT_FORMATS])(const uint8_t *packed, int k, int first, int last, const uint8_t *act, size_t act_stride, int m,
-                             float *y, size_t ldy);
+  /* act <- x[k] as `path` reads it (rms or layer norm applied first when norm != NULL; kind as plan.NormKind). */
+  void (*quantize)(const float *x, int k, int norm_kind, const float *norm, const float *norm_bias, float eps,
+                   enum rt_path path, uint8_t *act);
+  /* Products by path and format. */
+  rt_linear_kernel *linear[RT_FORMATS];      /* A16 */
+  rt_linear_kernel *linear_bf16[RT_FORMATS]; /* BF16 */
   /* out[k] = row `row` of a packed matrix, times scale. */
   void (*embed[RT_FORMATS])(const uint8_t *packed, int k, int64_t row, float scale, float *out);
   /* y[i] += scale * (x[i] + bias[i]);  bias may be NULL.  n any. */

@@ -1,4 +1,4 @@
-/* act <- A16 of norm(x).  x, norm, norm_bias: [k]; one token is one chunk of work.
+/* act <- norm(x) as its path reads it.  x, norm, norm_bias: [k]; one token is one chunk of work.
  *
  *   RMS    n = x * (1 / sqrt(mean(x^2) + eps)) * norm
  *   LAYER  n = (x - mean) * (1 / sqrt(mean((x - mean)^2) + eps)) * norm + norm_bias
@@ -25,7 +25,7 @@ V_INLINE float rt_sum_all(const float *x, int n) {
 }
 
 static void rt_quantize(const float *x, int k, int norm_kind, const float *norm, const float *norm_bias, float eps,
-                        uint8_t *act) {
+                        enum rt_path path, uint8_t *act) {
   enum { LAYER = 1 };
   rt_act a = rt_act_at(act, k);
   size_t kp = rt_act_k(k);
@@ -45,7 +45,8 @@ static void rt_quantize(const float *x, int k, int norm_kind, const float *norm,
     most = v_max(most, v_abs(v));
     broken = v_fma(v, v_zero(), broken);
   }
-  rt_act_round(a, kp, v_most(most), v_sum(broken));
+  if (path == RT_PATH_BF16) rt_act_bf16(a, kp);
+  else rt_act_round(a, kp, v_most(most), v_sum(broken));
 }
 
 /* y[i] += x[i] * (1 / sqrt(mean(x^2) + eps)) * norm[i], the last product and the sum rounded once. x, norm, y: [n] */

@@ -1,9 +1,15 @@
-/* A16: one token's activations as 16-bit integers, in the form every linear kernel reads.
+/* One token's activations, in the form the linear kernels of its path read.
  *
+ * A path is how a product rounds. It belongs to a token, never to the batch it is in.
+ *   A16   activations are 16-bit integers, sums of a block exact; float formats multiply x
+ *   BF16  weights and activations are rounded to bf16 (ops/linear_bf16.h)
+ *
+ * A16:
  *   kp = k rounded up to 64; padding is zero.  scale = max|x| / 32639,  q = round to even(x / scale) = 256 * high + low
  *   f32 scale, padded to 64 bytes | s32 sum[kp / 16] of q, padded to 64 | s8 high[kp] | s8 low[kp] | s16 q[kp] | f32 x[kp]
  *
  * 32639 = 127 * 256 + 127 is the most that high = (q + 128) >> 8, low = q - 256 * high hold in 8 bits each.
+ * BF16: bf16[kp] where high and low are, and x[kp] holds the same numbers; scale, sum and q are not written.
  * A row below 2^-100 everywhere is zero under scale 0. A row with a NaN or an infinity is zero under scale NaN, so that
  * whatever is multiplied with it is NaN. */
 #ifndef RT_ACT_H
@@ -11,12 +17,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+enum rt_path { RT_PATH_A16, RT_PATH_BF16, RT_PATHS };
+
 typedef struct rt_act {
   float *scale;        /* [1] */
   int32_t *sum;        /* [kp / 16] */
   int8_t *high, *low;  /* [kp] */
   int16_t *q;          /* [kp] */
   float *x;            /* [kp] */
+  uint16_t *bf16;      /* [kp] */
 } rt_act;
 
 static inline size_t rt_act_k(int k) { return ((size_t)k + 63) / 64 * 64; }
@@ -26,10 +35,12 @@ static inline size_t rt_act_size(int k) { return rt_act_head(rt_act_k(k)) + rt_a
 static inline rt_act rt_act_at(uint8_t *act, int k) {
   size_t kp = rt_act_k(k), head = rt_act_head(kp);
   return (rt_act){(float *)act,        (int32_t *)(act + 64),           (int8_t *)(act + head), (int8_t *)(act + head + kp),
-                  (int16_t *)(act + head + 2 * kp), (float *)(act + head + 4 * kp)};
+                  (int16_t *)(act + head + 2 * kp), (float *)(act + head + 4 * kp), (uint16_t *)(act + head)};
 }
 
 #ifdef V_INLINE
+#include "simd/math.h"
+
 /* Fill everything but x from x[kp], `most` = max|x|, `broken` = NaN when an x is not finite, else 0. */
 static inline void rt_act_round(rt_act a, size_t kp, float most, float broken) {
   enum { MOST = 32639 };
@@ -55,6 +66,14 @@ static inline void rt_act_round(rt_act a, size_t kp, float most, float broken) {
       sum += q[i];
     }
     a.sum[block] = sum;
+  }
+}
+
+/* x[kp] and bf16[kp] <- x rounded to bf16. */
+static inline void rt_act_bf16(rt_act a, size_t kp) {
+  for (size_t i = 0; i < kp; i += 16) {
+    v_store_bf16(a.bf16 + i, v_load(a.x + i));
+    v_store(a.x + i, v_load_bf16(a.bf16 + i));
   }
 }
 #endif

@@ -256,4 +256,20 @@ V_INLINE void v_dot_wide(const int16_t *restrict wide, int steps, const int16_t 
   }
   for (int t = 0; t < V_WIDE_TOKENS; t++) s[t] = (v16i){sum[t][0], sum[t][1]};
 }
+
+/* ---- the BF16 path ---- */
+#define V_BF16_TOKENS 6
+
+V_INLINE __m256 v_number_half(__m256i x, int i) {
+  return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x, 8 * i), _mm256_set1_epi32(255)));
+}
+V_INLINE v16f v_number(v64b x, int i) { return (v16f){v_number_half(x.a, i), v_number_half(x.b, i)}; }
+V_INLINE __m256 v_round_bf16_half(__m256 x) {
+  __m256i bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  __m256 quiet = _mm256_or_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(0x400000)));
+  __m256 all = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), quiet, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  return _mm256_and_ps(all, _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000)));
+}
+V_INLINE v16f v_round_bf16(v16f x) { return (v16f){v_round_bf16_half(x.a), v_round_bf16_half(x.b)}; }
 #endif

@@ -121,4 +121,18 @@ V_INLINE void v_sums_end(v_sums *restrict s, int bits, int steps, int m, v16i *r
   (void)bits, (void)steps;
   for (int t = 0; t < m; t++) sum[t] = _mm512_add_epi32(_mm512_slli_epi32(s->high[t], 8), s->low[t]);
 }
+
+/* ---- the BF16 path ---- */
+#define V_BF16_TOKENS 8
+
+V_INLINE v16f v_number(v64b x, int i) {
+  return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(x, 8 * i), _mm512_set1_epi32(255)));
+}
+V_INLINE v16f v_round_bf16(v16f x) {
+  __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  __m512i all = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), rounded, quiet);
+  return _mm512_castsi512_ps(_mm512_and_si512(all, _mm512_set1_epi32((int)0xffff0000)));
+}
 #endif

@@ -26,8 +26,8 @@ V_INLINE void v_store_n(float *p, v16f x, int n) {
 }
 V_INLINE void v_store_bf16(uint16_t *p, v16f x) {
   float lanes[16];
-  v_store(lanes, x);
-  for (int l = 0; l < 16; l++) p[l] = rt_f32_to_bf16(lanes[l]);
+  v_store(lanes, v_round_bf16(x));
+  for (int l = 0; l < 16; l++) p[l] = (uint16_t)(rt_bits_of_float(lanes[l]) >> 16);
 }
 
 /* e^x within 1.1 ulp; -inf -> 0, above 88.72 -> inf, below -103.97 -> 0, NaN -> NaN.

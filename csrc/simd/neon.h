@@ -208,4 +208,21 @@ V_INLINE void v_sums_end(v_sums *restrict s, int bits, int steps, int m, v16i *r
     sum[t] = (v16i){v_planes(h.a, l.a, more), v_planes(h.b, l.b, more), v_planes(h.c, l.c, more), v_planes(h.d, l.d, more)};
   }
 }
+
+/* ---- the BF16 path ---- */
+#define V_BF16_TOKENS 4
+
+V_INLINE float32x4_t v_number4(uint8x16_t x, int i) {
+  uint32x4_t moved = vshlq_u32(vreinterpretq_u32_u8(x), vdupq_n_s32(-8 * i));
+  return vcvtq_f32_u32(vandq_u32(moved, vdupq_n_u32(255)));
+}
+V_INLINE v16f v_number(v64b x, int i) {
+  return (v16f){v_number4(x.a, i), v_number4(x.b, i), v_number4(x.c, i), v_number4(x.d, i)};
+}
+V_INLINE float32x4_t v_round_bf16_4(float32x4_t x) {
+  uint32x4_t bits = vreinterpretq_u32_f32(x), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+  uint32x4_t rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff))), quiet = vorrq_u32(bits, vdupq_n_u32(0x400000));
+  return vreinterpretq_f32_u32(vandq_u32(vbslq_u32(vceqq_f32(x, x), rounded, quiet), vdupq_n_u32(0xffff0000)));
+}
+V_INLINE v16f v_round_bf16(v16f x) { return V_EACH1(v16f, v_round_bf16_4, x); }
 #endif

@@ -126,4 +126,10 @@ V_INLINE void v_sums_end(v_sums *restrict sums, int bits, int steps, int m, v16i
 /* ---- many tokens, where a set defines V_WIDE_TOKENS (simd/avx2.h): a tile is unpacked once for all of them ----
  *   v_widen(u, offset, wide)    a step as s16 u - offset, in an order of the set's own, [64]
  *   v_dot_wide(wide, steps, q, at, s)   s[t] = sum of wide * q[t] over `steps` steps, for V_WIDE_TOKENS tokens */
+
+/* ---- the BF16 path (ops/linear_bf16.h) ---- */
+#define V_BF16_TOKENS 1 /* tokens that share a weight */
+
+V_INLINE v16f v_number(v64b a, int i) { v16f r; V_LANES r.f[l] = (float)a.b[l * 4 + i]; return r; } /* k = i of a step; i constant */
+V_INLINE v16f v_round_bf16(v16f a) { V_LANES a.f[l] = rt_bf16_to_f32(rt_f32_to_bf16(a.f[l])); return a; }
 #endif

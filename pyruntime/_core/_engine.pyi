@@ -24,7 +24,8 @@ class Engine:
 
     def __init__(self, ops: NDArray[np.uint32], slots: NDArray[np.int32], weights: Sequence[Stored], groups: NDArray[np.int32],
                  ropes: Sequence[tuple[NDArray[np.float64], bool, float]], vocab: int, width: int, *, max_tokens: int,
-                 max_rows: int, max_seqs: int, histories: int, threads: int, isa: int, pool: int) -> None: ...
+                 max_rows: int, max_seqs: int, histories: int, threads: int, isa: int, pool: int, prompt_path: int,
+                 generated_path: int) -> None: ...
     def run(self, batch: Batch, first: int, last: int) -> None:
         """Ops [first, last) for the whole batch. FieldInvalid when the batch does not fit the engine."""
 

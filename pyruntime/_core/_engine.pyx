@@ -130,7 +130,7 @@ cdef class Engine:
 
     def __init__(self, const uint32_t[:, ::1] ops, const int32_t[:, ::1] slots, weights, const int32_t[:, ::1] groups, ropes,
                  int32_t vocab, int32_t width, *, int32_t max_tokens, int32_t max_rows, int32_t max_seqs, int32_t histories,
-                 int32_t threads, int32_t isa, int32_t pool):
+                 int32_t threads, int32_t isa, int32_t pool, int32_t prompt_path, int32_t generated_path):
         cdef rt_plan plan
         cdef rt_status st
         cdef _Table c_weights = _Table(len(weights), sizeof(rt_weight)), c_ropes = _Table(len(ropes), sizeof(rt_rope))
@@ -150,7 +150,7 @@ cdef class Engine:
             plan.groups = <const rt_group *> &groups[0, 0]
         plan.weights, plan.ropes = <const rt_weight *> c_weights.at, <const rt_rope *> c_ropes.at
         plan.vocab, plan.width = vocab, width
-        self.limits = rt_limits(max_tokens, max_rows, max_seqs, histories, threads, isa, pool)
+        self.limits = rt_limits(max_tokens, max_rows, max_seqs, histories, threads, isa, pool, prompt_path, generated_path)
         st.code = RT_OK
         with nogil:
             rt_engine_new(&plan, &self.limits, &engine, &st)

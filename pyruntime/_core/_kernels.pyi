@@ -35,9 +35,10 @@ class Kernels:
     def name(self) -> str: ...
     def has_cache_format(self, format: int) -> bool: ...
     def quantize(self, x: F32, norm_kind: int = 0, norm: F32 | None = None, norm_bias: F32 | None = None,
-                 eps: float = 0.0) -> U8:
-        """x [k] -> activations [act_bytes(k)]."""
-    def linear(self, format: int, packed: U8, k: int, first: int, last: int, acts: U8, out: F32 | None = None) -> F32:
+                 eps: float = 0.0, path: int = 0) -> U8:
+        """x [k] -> activations [act_bytes(k)] of a path (machine.PATHS)."""
+    def linear(self, format: int, packed: U8, k: int, first: int, last: int, acts: U8, out: F32 | None = None,
+               path: int = 0) -> F32:
         """acts [m, act_bytes(k)] -> y [m, 16 * (last - first)]."""
     def embed(self, format: int, packed: U8, k: int, row: int, scale: float = 1.0) -> F32: ...
     def norm_add(self, x: F32, norm: F32, eps: float, y: F32) -> F32: ...

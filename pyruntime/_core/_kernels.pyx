@@ -37,6 +37,9 @@ cdef extern from "isa/kernels.h" nogil:
     struct rt_query:
         int32_t position
         uint64_t tree
+    enum rt_path:
+        RT_PATHS
+    ctypedef void rt_linear_kernel(const uint8_t *, int, int, int, const uint8_t *, size_t, int, float *, size_t) noexcept nogil
     struct rt_attention_args:
         const float *q
         const rt_query *queries
@@ -52,8 +55,9 @@ cdef extern from "isa/kernels.h" nogil:
         float scale, softcap
     struct rt_kernels:
         const char *name
-        void (*quantize)(const float *, int, int, const float *, const float *, float, uint8_t *) noexcept nogil
-        void (**linear)(const uint8_t *, int, int, int, const uint8_t *, size_t, int, float *, size_t) noexcept nogil
+        void (*quantize)(const float *, int, int, const float *, const float *, float, rt_path, uint8_t *) noexcept nogil
+        rt_linear_kernel **linear
+        rt_linear_kernel **linear_bf16
         void (**embed)(const uint8_t *, int, int64_t, float, float *) noexcept nogil
         void (*add_scaled)(const float *, const float *, float, int, float *) noexcept nogil
         void (*add_bias)(const float *, const float *, int, float *) noexcept nogil
@@ -134,16 +138,22 @@ cdef class Kernels:
     def has_cache_format(self, int format):
         return 0 <= format < RT_FORMATS and self.table.store_k[format] != NULL and self.table.store_v[format] != NULL
 
-    def quantize(self, const float[::1] x, int norm_kind=0, norm=None, norm_bias=None, float eps=0.0):
+    def quantize(self, const float[::1] x, int norm_kind=0, norm=None, norm_bias=None, float eps=0.0, int path=0):
         cdef int k = <int> x.shape[0]
+        need(0 <= path < RT_PATHS, f"there is no path {path}")
         cdef uint8_t[::1] act = aligned(rt_act_bytes(k), np.uint8)
         self.table.quantize(floats(x, k, "x"), k, norm_kind, floats(norm, k, "norm"), floats(norm_bias, k, "norm_bias"), eps,
-                            &act[0])
+                            <rt_path> path, &act[0])
         return np.asarray(act)
 
-    def linear(self, int format, const uint8_t[::1] packed, int k, int first, int last, const uint8_t[:, ::1] acts, out=None):
+    def linear(self, int format, const uint8_t[::1] packed, int k, int first, int last, const uint8_t[:, ::1] acts, out=None,
+               int path=0):
+        cdef rt_linear_kernel *kernel = NULL
         cdef int m = <int> acts.shape[0]
-        need(0 <= format < RT_FORMATS and self.table.linear[format] != NULL, f"no linear kernel for format {format}")
+        need(0 <= path < RT_PATHS, f"there is no path {path}")
+        if 0 <= format < RT_FORMATS:
+            kernel = self.table.linear_bf16[format] if path else self.table.linear[format]
+        need(kernel != NULL, f"no linear kernel for format {format}")
         need(m > 0 and k > 0 and 0 <= first < last, f"groups {first} to {last} of k {k} for {m} tokens")
         cdef size_t group = rt_group_bytes(<rt_format> format, k)
         need(group > 0 and <size_t> packed.shape[0] >= last * group, "packed is too short")
@@ -153,7 +163,7 @@ cdef class Kernels:
         cdef float[:, ::1] y = out
         need(y.shape[0] >= m and y.shape[1] >= 16 * (last - first), "out is too small")
         with nogil:
-            self.table.linear[format](&packed[0], k, first, last, &acts[0, 0], acts.shape[1], m, &y[0, 0], y.shape[1])
+            kernel(&packed[0], k, first, last, &acts[0, 0], acts.shape[1], m, &y[0, 0], y.shape[1])
         return out
 
     def embed(self, int format, const uint8_t[::1] packed, int k, int64_t row, float scale=1.0):

@@ -43,7 +43,7 @@ cdef extern from "rt.h" nogil:
         int32_t vocab, width
 
     ctypedef struct rt_limits:
-        int32_t max_tokens, max_rows, max_seqs, histories, threads, isa, pool
+        int32_t max_tokens, max_rows, max_seqs, histories, threads, isa, pool, prompt_path, generated_path
 
     ctypedef struct rt_sampling:
         pass

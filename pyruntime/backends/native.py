@@ -22,18 +22,21 @@ OPS: dict[str, tuple[int, tuple[tuple[str, str], ...]]] = {
 class NativeBackend:
     """backends.base.Backend in C. Weights in the plan's order, or by name.
 
-    pages: how many pages each cache group has (one number: the same for all). threads, isa, pool: None takes what
-    `machine` says. FieldInvalid: a size or option outside its range; ModelInvalid: a plan that does not fit its
-    weights; MemoryError.
+    pages: how many pages each cache group has (one number: the same for all). threads, isa, pool, precision: None
+    takes what `machine` says. paths: those of (prompt, generated) tokens, instead of what the precision means here.
+    FieldInvalid: a size or option outside its range; ModelInvalid: a plan that does not fit its weights; MemoryError.
     """
 
     def __init__(self, plan: Plan, weights: Weights | Sequence[Stored], *, pages: int | tuple[int, ...] = 64,
                  max_tokens: int = 512, max_rows: int = 64, max_seqs: int | None = None, histories: int = 64,
-                 threads: int | None = None, isa: str | None = None, pool: str | None = None) -> None:
+                 threads: int | None = None, isa: str | None = None, pool: str | None = None, precision: str | None = None,
+                 paths: tuple[str, str] | None = None) -> None:
         self.plan, self.max_tokens, self.max_rows, self.histories = plan, max_tokens, max_rows, histories
         self.max_seqs = max_tokens if max_seqs is None else max_seqs
         self.pages = (pages,) * len(plan.groups) if isinstance(pages, int) else tuple(pages)
         self.threads, self.isa, self.pool = machine.threads(threads), machine.isa(isa), machine.pool(pool)
+        self.precision = machine.precision(precision)
+        self.paths = machine.paths(self.precision, self.isa, paths)
         if len(self.pages) != len(plan.groups):
             raise FieldInvalid(f"pages has {len(self.pages)} numbers; the plan has {len(plan.groups)} cache groups",
                                field="pages")
@@ -44,7 +47,8 @@ class NativeBackend:
             np.array([_group(g, n) for g, n in zip(plan.groups, self.pages, strict=True)], np.int32).reshape(-1, 6),
             [(np.array(r.inv_freq, np.float64), r.interleaved, r.mscale) for r in plan.ropes], plan.vocab, plan.width,
             max_tokens=max_tokens, max_rows=max_rows, max_seqs=self.max_seqs, histories=histories, threads=self.threads,
-            isa=[name for name, _ in _engine.isas()].index(self.isa), pool=machine.POOLS.index(self.pool))
+            isa=[name for name, _ in _engine.isas()].index(self.isa), pool=machine.POOLS.index(self.pool),
+            prompt_path=machine.PATHS.index(self.paths[0]), generated_path=machine.PATHS.index(self.paths[1]))
         self._views = [self._engine.slot(i) for i in range(len(plan.slots))]
         self._sampled = self._engine.sampled()
 

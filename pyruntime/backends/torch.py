@@ -11,7 +11,7 @@ from ..errors import EngineFailed, FieldInvalid
 from ..plan import PAGE_TOKENS, CacheGroup, Plan, Weight
 from ..types import SAMPLED, Batch
 from ..weights import Weights
-from .torch_ops import OPS, Cache, Matrix, Step
+from .torch_ops import OPS, Cache, Matrix, Step, bf16
 
 CACHE_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "q8_0": torch.float32}  # q8_0: its values
 
@@ -19,19 +19,21 @@ CACHE_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat1
 class TorchBackend:
     """backends.base.Backend in torch.
 
-    act_quant "exact" rounds the inputs of integer-format products to A16 as the native backend does; "none" leaves
-    them. dtype is the type sums are made in (f64 gives a yardstick for f32); slots are f32 whatever it is.
+    act_quant "exact" rounds the inputs of integer-format products to A16 as the native backend does, and multiplies
+    activations and weights rounded to bf16 for tokens whose role (prompt, generated) has that in `paths`; "none" rounds
+    nothing. dtype is the type sums are made in (f64 gives a yardstick for f32); slots are f32 whatever it is.
     caches: each group's pages, by name.
     """
 
     def __init__(self, plan: Plan, weights: Weights, *, pages: int | tuple[int, ...] = 64,
                  max_tokens: int = 512, max_rows: int = 64, histories: int = 64, act_quant: str = "exact", device: str = "cpu",
-                 dtype: torch.dtype = torch.float32) -> None:
+                 dtype: torch.dtype = torch.float32, paths: tuple[str, str] = ("a16", "a16")) -> None:
         if act_quant not in ("none", "exact"):
             raise FieldInvalid(f"act_quant is {act_quant!r}; known: none, exact", field="act_quant")
         self.plan, self.max_tokens, self.max_rows, self.histories = plan, max_tokens, max_rows, histories
         self.pages = (pages,) * len(plan.groups) if isinstance(pages, int) else tuple(pages)
         self.act_quant, self.dtype, self.device = act_quant, dtype, torch.device(device)
+        self.paths = paths
         self._weights = {w.name: self._bind(weights, w) for w in plan.weights}
         self._slots = {s.name: torch.zeros((max_rows if s.per_row else max_tokens, s.width), device=self.device)
                        for s in plan.slots}
@@ -53,7 +55,9 @@ class TorchBackend:
         else:
             values = twin.unpack(stored.packed, stored.rows, stored.k) if stored.k else stored.packed.view(np.float32)
         integer = stored.k > 0 and twin.BLOCK_WEIGHTS > 1  # such weights meet activations rounded to integers
-        return Matrix(torch.tensor(values).to(self.device, self.dtype), integer)
+        wide = torch.tensor(values).to(self.device, self.dtype)
+        coarse = bf16(wide) if need.k and self.act_quant == "exact" and "bf16" in self.paths else None
+        return Matrix(wide, integer, coarse)
 
     def _arena(self, group: CacheGroup, pages: int) -> Cache:
         shape = (group.layers, pages * PAGE_TOKENS, group.kv_heads, group.head_dim)
@@ -71,7 +75,7 @@ class TorchBackend:
             raise FieldInvalid(f"ops {first} to {last} are outside the plan's {len(self.plan.ops)}", field="first")
         self._counts = len(batch.tokens), len(batch.rows)
         step = Step(self.plan, batch, self._weights, {s.name: self._part(s.name) for s in self.plan.slots}, self.caches,
-                    self._histories, self._sampled, self.act_quant, self.dtype)
+                    self._histories, self._sampled, self.act_quant, self.dtype, self.paths)
         for op in self.plan.ops[first:last]:
             OPS[type(op)](step, op)
 

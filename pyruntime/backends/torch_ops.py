@@ -24,10 +24,13 @@ NOT_FINITE, NONE_LEFT = 1, 2  # SAMPLED flags
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A weight as the ops see it: values [rows][k] or [rows]; `integer` formats read activations rounded to A16."""
+    """A weight as the ops see it: values [rows][k] or [rows]; `integer` formats read activations rounded to A16.
+
+    coarse: the values rounded to bf16, where a path wants them."""
 
     values: Tensor
     integer: bool = False
+    coarse: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -52,6 +55,7 @@ class Step:
     sampled: np.ndarray               # SAMPLED [rows]
     act_quant: str = "none"
     dtype: torch.dtype = torch.float32
+    paths: tuple[str, str] = ("a16", "a16")   # of prompt and generated tokens
 
     def x(self, name: str) -> Tensor:
         """A slot's values in the computing type."""
@@ -83,10 +87,22 @@ def a16(x: Tensor) -> Tensor:
     return q.to(x.dtype) * (largest / A16_MAX).to(x.dtype)
 
 
-def product(step: Step, x: Tensor, name: str, bias: str | None = None) -> Tensor:
-    """W x + bias, x [tokens][k] -> [tokens][rows]."""
+def bf16(x: Tensor) -> Tensor:
+    """x rounded to bf16, in x's type."""
+    return x.to(torch.float32).to(torch.bfloat16).to(x.dtype)
+
+
+def product(step: Step, x: Tensor, name: str, bias: str | None = None, rows: np.ndarray | None = None) -> Tensor:
+    """W x + bias, x [tokens][k] -> [tokens][rows]; x is of the tokens `rows`, None: of all. Each rounds as its path says."""
     w = step.weights[name]
-    y = (a16(x) if w.integer and step.act_quant == "exact" else x) @ w.values.T
+    roles = step.batch.roles if rows is None else step.batch.roles[rows]
+    y = x.new_empty(len(x), len(w.values))
+    for role, path in enumerate(step.paths):
+        mine = torch.from_numpy(roles == role).to(x.device)
+        if path == "bf16" and w.coarse is not None:
+            y[mine] = bf16(x[mine]) @ w.coarse.T
+        else:
+            y[mine] = (a16(x[mine]) if w.integer and step.act_quant == "exact" else x[mine]) @ w.values.T
     return y if bias is None else y + step.weights[bias].values
 
 
@@ -245,7 +261,7 @@ def logits(step: Step, op: p.Logits) -> None:
     """out = softcap(scale * W rmsnorm(x)) of the flagged rows."""
     rows = torch.from_numpy(step.batch.rows.astype(np.int64)).to(step.slots[op.x].device)
     n = rms_norm(step.x(op.x)[rows], step.weights[op.norm].values, op.eps)
-    step.slots[op.out][:] = soft_cap(op.scale * product(step, n, op.weight), op.softcap)
+    step.slots[op.out][:] = soft_cap(op.scale * product(step, n, op.weight, rows=step.batch.rows), op.softcap)
 
 
 def sample(step: Step, op: p.Sample) -> None:

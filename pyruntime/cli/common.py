@@ -24,6 +24,8 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 MODEL_OPTIONS = (
     click.option("--threads", type=click.IntRange(1, 1024), help="Threads [default: PYRUNTIME_THREADS, else the CPUs here]."),
     click.option("--isa", help="Instruction set [default: PYRUNTIME_ISA, else the best here; see `pyruntime doctor`]."),
+    click.option("--precision", type=click.Choice(["balanced", "precise", "throughput"]),
+                 help="How products may round for speed [default: PYRUNTIME_PRECISION, else balanced; see `pyruntime doctor`]."),
     click.option("--low-memory", is_flag=True, help="Leave the weights in the file: less memory, slower, the same answers."),
     click.option("--context", type=click.IntRange(1), help="Most tokens of prompt and answer [default: the model's]."),
     click.option("--kv-format", metavar="FORMAT[:FORMAT]",
@@ -76,7 +78,7 @@ def open_llm(model: str, given: dict[str, Any], **more: Any) -> LLM:
     Loading shows a bar on a terminal."""
     from ..llm import LLM
 
-    chosen = pick(given, ("threads", "isa", "low_memory", "context", "kv_format", "backend"))
+    chosen = pick(given, ("threads", "isa", "precision", "low_memory", "context", "kv_format", "backend"))
     return LLM(model, **{"max_running": 1, **chosen, **more})
 
 

@@ -66,11 +66,16 @@ def cpu(problems: list[str]) -> dict[str, Any]:
         problems.append(f"the compiled modules do not load: {error}; install the wheel again")
         return facts
     facts["isas"], facts["best_isa"] = dict(_engine.isas()), _engine.best_isa()
-    for name, choose in (("isa", machine.isa), ("threads", machine.threads), ("pool", machine.pool)):
+    for name, choose in (("isa", machine.isa), ("threads", machine.threads), ("pool", machine.pool),
+                         ("precision", machine.precision)):
         try:
             facts[name] = choose()
         except PyruntimeError as error:
             problems.append(str(error))
+    try:
+        facts["paths"] = {name: machine.paths(name, facts.get("isa", "")) for name in machine.PRECISIONS}
+    except PyruntimeError as error:
+        problems.append(str(error))
     if hasattr(os, "sched_getaffinity"):
         facts["allowed_cpus"] = len(os.sched_getaffinity(0))
     quota = machine.quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
@@ -136,6 +141,10 @@ def show(facts: dict[str, Any]) -> None:
                      f"{chosen}; the best set that runs here is {best}"))
     rows += [(f"  {name}", f"cannot run here: lacks {missing}" if missing else "runs here")
              for name, missing in cpu.get("isas", {}).items()]
+    if "precision" in cpu:
+        rows.append(("precision", cpu["precision"]))
+    rows += [(f"  {name}", f"prompts in {prompt}, generated tokens in {generated} here")
+             for name, (prompt, generated) in cpu.get("paths", {}).items()]
     if "threads" in cpu:
         quota = "no quota" if cpu["cgroup_cpus"] is None else f"a quota of {cpu['cgroup_cpus']:g}"
         rows.append(("threads", f"{cpu['threads']} ({cpu.get('allowed_cpus', cpu['cpus'])} CPUs allowed, {quota}), "
