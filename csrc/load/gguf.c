@@ -197,7 +197,7 @@ static rt_code read_field(rt_gguf *file, uint64_t *at, rt_status *st) {
 /* Bytes of a tensor from its type and dims. */
 static rt_code measure(const rt_gguf *file, rt_gguf_tensor *t, uint64_t at, rt_status *st) {
   const struct ggml_type *type = find_type(t->ggml_type);
-  t->format = rt_format_of_ggml(t->ggml_type);
+  t->format = type ? rt_format_of_ggml(t->ggml_type) : RT_FORMATS; /* formats without a number share one, which is no type */
   t->sized = type != NULL;
   if (!type) return RT_OK;
   if (t->dims[0] % type->block_weights)

@@ -26,6 +26,7 @@ typedef struct input { uint8_t *bytes; size_t size; } input;
 
 static uint8_t taken[EDGES], seen[EDGES];
 static uintptr_t before;
+static _Thread_local int is_main; /* other threads' edges are not followed: when they run is chance */
 static input kept[MOST_KEPT];
 static size_t n_kept;
 static uint8_t now[MOST_BYTES];
@@ -36,6 +37,7 @@ static volatile int looks;
 static uint64_t state;
 
 void __sanitizer_cov_trace_pc(void) {
+  if (!is_main) return;
   uintptr_t here = (uintptr_t)__builtin_return_address(0) * 0x9e3779b97f4a7c15ull >> 40;
   taken[(here ^ before) % EDGES]++;
   before = here >> 1;
@@ -208,6 +210,7 @@ static void write_few(const char *folder, size_t n_files) {
 
 int main(int argc, char **argv) {
   if (argc < 6) return fprintf(stderr, "drive RUNS SEED CRASH FEW FILE...\n"), 2;
+  is_main = 1;
   uint64_t runs = strtoull(argv[1], NULL, 10);
   state = strtoull(argv[2], NULL, 10);
   crash_path = argv[3];

@@ -94,12 +94,13 @@ def seeds(target: str, folder: Path) -> list[Path]:
         import numpy as np
 
         from pyruntime import quant
-        from pyruntime.weights.gguf_writer import Tensor, gguf_types, write_gguf
+        from pyruntime.quant.r16 import NO_GGML_TYPE
+        from pyruntime.weights.gguf_writer import Tensor, write_gguf
 
         found += sorted((HERE.parent / "corpus/gguf").iterdir())
         rng = np.random.default_rng(1)
         for name, twin in quant.FORMATS.items():
-            if name in gguf_types():
+            if twin.GGML_TYPE != NO_GGML_TYPE:
                 path = folder / f"seed-{name}.gguf"
                 values = rng.standard_normal((2, twin.BLOCK_WEIGHTS)).astype(np.float32)
                 write_gguf(path, {"general.architecture": "none"}, [Tensor("t", name, values.shape, twin.quantize(values))])
