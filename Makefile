@@ -10,7 +10,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 SOURCES := pyproject.toml setup.py $(shell find csrc pyruntime -type f \
 	\( -name '*.[ch]' -o -name '*.inc' -o -name '*.def' -o -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' \))
 
-.PHONY: help demo test build wheel lint protos bench asan clean
+.PHONY: help demo test build wheel lint protos bench asan tsan fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,8 @@ help:
 	@echo "make protos   generate pyruntime/server/pb anew from protos/"
 	@echo "make bench    decode and prefill speed of SmolLM2 beside this machine's limits"
 	@echo "make asan     the tests of the C core under the address and undefined-behaviour sanitizers"
+	@echo "make tsan     the tests of pool and executor under the thread sanitizer"
+	@echo "make fuzz     mutated files, vocabularies and batches under the sanitizers: a million and more; ARGS='--runs 5000'"
 	@echo "make clean    remove everything built, .venv included"
 
 $(VENV)/.made:
@@ -84,15 +86,28 @@ bench: $(VENV)/.installed
 	@$(BIN)/pyruntime pull smollm2:135m
 	@$(BIN)/pyruntime bench smollm2:135m
 
-# A copy of the tree, built with the sanitizers, under the same tests. PyTorch is not instrumented, so these leave it out.
+# Copies of the tree, built with the sanitizers, under the same tests. PyTorch is not instrumented, so these leave it out.
+# The thread sanitizer follows our own pool; what OpenMP's threads do it cannot see (tests/tsan.supp).
 SANE ?= tests/test_gguf.py tests/test_hostile_files.py tests/test_pack.py tests/test_tokenizer.py tests/test_kernels.py tests/test_exec.py
-asan: $(VENV)/.tests
-	@mkdir -p build/asan && cp -r csrc pyruntime tests setup.py pyproject.toml README.md LICENSE build/asan
-	@rm -f build/asan/pyruntime/_core/*.so && $(PIP) install -q setuptools cython numpy
-	cd build/asan && RT_SANITIZE=address,undefined ../../$(BIN)/python setup.py -q build_ext --inplace
-	cd build/asan && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+RACE ?= tests/test_exec.py tests/test_exec_edges.py
+asan: build/address,undefined
+	cd build/address,undefined && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 	  ../../$(BIN)/python -m pytest -p no:cacheprovider $(SANE) $(ARGS)
+
+tsan: build/thread
+	cd build/thread && LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" TSAN_OPTIONS=suppressions=tests/tsan.supp \
+	  setarch -R ../../$(BIN)/python -m pytest -p no:cacheprovider $(RACE) $(ARGS)
+	$(BIN)/python tests/fuzz/fuzz.py batch --sanitizer thread --runs 2000
+
+.PHONY: build/address,undefined build/thread
+build/address,undefined build/thread: $(VENV)/.tests
+	@mkdir -p $@ && cp -r csrc pyruntime tests setup.py pyproject.toml README.md LICENSE $@
+	@rm -f $@/pyruntime/_core/*.so && $(PIP) install -q setuptools cython numpy
+	cd $@ && RT_SANITIZE=$(@F) ../../$(BIN)/python setup.py -q build_ext --inplace
+
+fuzz: $(VENV)/.installed
+	@for target in gguf tokenizer batch; do $(BIN)/python tests/fuzz/fuzz.py $$target $(ARGS) || exit 1; done
 
 clean:
 	rm -rf build dist $(VENV) $(VENV)-* *.egg-info pyruntime/_core/*.so pyruntime/_core/*.c
