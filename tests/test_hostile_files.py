@@ -139,7 +139,7 @@ def read_everything(path: Path) -> None:
         _ = file.metadata, file.metadata_types
         for name in file.tensors:
             info = file.tensors[name]
-            assert file.raw(name).nbytes == info.nbytes
+            assert np.array_equal(file.raw(name), file.read(name)) and file.raw(name).nbytes == info.nbytes
             if info.format in FORMATS and info.nbytes:
                 rows = int(np.prod(info.shape[:-1], dtype=object))
                 k = info.shape[-1] if info.shape else 1
@@ -310,6 +310,7 @@ def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
         low.check,
         model.check,
         lambda: model.raw("m"),
+        lambda: model.read("m"),
         lambda: load_weights([Weight("m", 3, 64)], model),
     ):
         with pytest.raises(

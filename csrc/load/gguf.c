@@ -391,6 +391,12 @@ static bool read_exactly(int fd, uint8_t *to, size_t bytes, uint64_t offset) {
   return true;
 }
 
+rt_code rt_gguf_copy(const rt_gguf *file, const rt_gguf_tensor *tensor, uint8_t *dst, rt_status *st) {
+  bool whole = read_exactly(file->fd, dst, tensor->bytes, tensor->offset);
+  if (rt_gguf_unchanged(file, st)) return st->code;
+  return whole ? RT_OK : rt_fail(st, RT_IO, "%s: its tensors could not be read", show_path(file).text);
+}
+
 /* A share of a tensor small enough to stay in cache between reading and packing. */
 enum { SHARE_BYTES = 256 * 1024 };
 

@@ -79,6 +79,10 @@ const char *rt_ggml_type_name(uint32_t ggml_type, char unnamed[24]);
 /* RT_BAD_FILE naming the tensor, its type and what would work, unless its format is one of ours. */
 rt_code rt_gguf_supported(const rt_gguf *file, const rt_gguf_tensor *tensor, rt_status *st);
 
+/* A tensor's bytes as they stand, read with pread: the mapping stays untouched, so its pages take no memory here.
+ * dst: [tensor->bytes]. */
+rt_code rt_gguf_copy(const rt_gguf *file, const rt_gguf_tensor *tensor, uint8_t *dst, rt_status *st);
+
 /* Tensors as rows x k into R16, in parallel across all of them, read with pread. */
 typedef struct rt_gguf_packing {
   uint64_t tensor; /* its index */

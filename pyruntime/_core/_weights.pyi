@@ -80,8 +80,8 @@ class GGUFFile:
     """A GGUF v2 or v3 file, proven whole when it is opened (ModelInvalid, ModelNotFound).
 
     Views stay good after close(): the mapping goes with the last of them. A file that changes on disk
-    is noticed by check(), which raw() and pack() call; pack() survives a file cut short
-    while it reads, a view does not.
+    is noticed by check(), which raw(), read() and pack() call; read() and pack() survive a
+    file cut short while they read, a view does not.
     """
 
     path: str
@@ -105,6 +105,9 @@ class GGUFFile:
 
     def raw(self, name: str) -> NDArray[np.uint8]:
         """A tensor's bytes, [nbytes], read-only, without a copy."""
+
+    def read(self, name: str) -> NDArray[np.uint8]:
+        """A tensor's bytes, [nbytes], copied: no part of the mapping is touched. OSError."""
 
     def supported(self, name: str) -> int:
         """Index of the tensor's format; ModelInvalid naming tensor, type and what would work."""

@@ -307,6 +307,19 @@ cdef class GGUFFile:
         self.check()
         return view_of(self.mapping, self.mapping.file.map + t.offset, t.bytes, True)
 
+    def read(self, str name):
+        cdef rt_status st
+        cdef rt_gguf_tensor *t = self.tensor(name)
+        cdef _Mapping alive = self.mapping
+        out = np.empty(t.bytes, np.uint8)
+        cdef uint8_t[::1] to = out
+        st.code = RT_OK
+        if t.bytes:
+            with nogil:
+                rt_gguf_copy(alive.file, t, &to[0], &st)
+        check(&st)
+        return out
+
     def supported(self, str name):
         cdef rt_status st
         cdef rt_gguf_tensor *t = self.tensor(name)

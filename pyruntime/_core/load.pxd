@@ -98,4 +98,5 @@ cdef extern from "load/gguf.h" nogil:
         uint8_t *dst
         size_t dst_bytes
 
+    rt_code rt_gguf_copy(const rt_gguf *file, const rt_gguf_tensor *tensor, uint8_t *dst, rt_status *st)
     rt_code rt_gguf_pack(const rt_gguf *file, const rt_gguf_packing *jobs, uint64_t n, int threads, rt_status *st)

@@ -43,6 +43,9 @@ class Source(Protocol):
     def raw(self, name: str) -> Bytes:
         """A tensor's bytes as they stand in the file: read-only, no copy."""
 
+    def read(self, name: str) -> Bytes:
+        """A tensor's bytes, copied."""
+
     def pack(self, outs: Mapping[str, Bytes], threads: int = 0) -> None:
         """Tensors by name into their R16 bytes."""
 
@@ -133,7 +136,7 @@ def load_weights(plan_weights: Sequence[Weight], source: Source, *, low_memory: 
     stored = []
     for weight, format in zip(plan_weights, formats, strict=True):
         if weight.k == 0:
-            stored.append(_vector(weight, format, source.raw(weight.name)))
+            stored.append(_vector(weight, format, source.read(weight.name)))
         else:
             blocks = source.raw(weight.name) if low_memory else None
             stored.append(Stored(weight.name, format, weight.rows, weight.k, outs.get(weight.name), blocks))

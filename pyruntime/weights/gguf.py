@@ -58,12 +58,16 @@ class GGUFModel:
         """A tensor's bytes: read-only, no copy, good after close()."""
         return self._owner[name].raw(name)
 
+    def read(self, name: str) -> NDArray[np.uint8]:
+        """A tensor's bytes, copied."""
+        return self._owner[name].read(name)
+
     def vector(self, name: str) -> NDArray[np.float32]:
         """A small f32 tensor of one dimension; ModelInvalid if it is none."""
         tensor = self.tensors[name]
         if len(tensor.shape) != 1 or tensor.format != "F32":
             raise ModelInvalid(f"{self.path}: tensor '{name}' is {tensor.format} {list(tensor.shape)}; it must be one row of F32")
-        return self.raw(name).view("<f4")
+        return self.read(name).view("<f4")
 
     def pack(self, outs: Mapping[str, NDArray[np.uint8]], threads: int = 0) -> None:
         """Tensors by name into their R16 bytes."""

@@ -64,7 +64,7 @@ static void look(int signal) {
   looks = run == run_of_last_look ? looks + 1 : 0;
   run_of_last_look = run;
   if (looks < HANG_SECONDS) return;
-  static const char text[] = "a run takes more than 10 seconds\n";
+  static const char text[] = "a run takes more than 10 seconds of the processor\n";
   keep_crash();
   (void)!write(2, text, sizeof text - 1);
   _exit(3);
@@ -215,8 +215,8 @@ int main(int argc, char **argv) {
   state = strtoull(argv[2], NULL, 10);
   crash_path = argv[3];
   __sanitizer_set_death_callback(keep_crash);
-  signal(SIGALRM, look);
-  setitimer(ITIMER_REAL, &(struct itimerval){{1, 0}, {1, 0}}, NULL);
+  signal(SIGPROF, look);
+  setitimer(ITIMER_PROF, &(struct itimerval){{1, 0}, {1, 0}}, NULL);
   struct timespec start, end;
   clock_gettime(CLOCK_MONOTONIC, &start);
   for (int i = 5; i < argc; i++) read_seed(argv[i]);

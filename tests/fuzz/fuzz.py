@@ -34,7 +34,8 @@ PARTS = {
     "batch": ["exec/*.c", "base/*.c", "load/pack.c", "quant/*.c", "isa/table.c", "isa/scalar.c"],
 }
 FLAGS = ["-std=gnu11", "-O1", "-g1", "-fopenmp", "-ffp-contract=off", "-fno-omit-frame-pointer", "-Wall", "-Wextra", f"-I{CSRC}"]
-SANITIZERS = {"address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"], "thread": ["-fsanitize=thread", "-DFUZZ_THREADS=4"]}
+SANITIZERS = {"address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+              "thread": ["-fsanitize=thread", "-DFUZZ_THREADS=4"]}
 THREAD = {"TSAN_OPTIONS": "halt_on_error=1:exitcode=66", "OMP_NUM_THREADS": "1"}
 
 
@@ -143,8 +144,8 @@ def main() -> int:
             folder.mkdir()
             for i, path in enumerate(seeds(args.target, Path(name))):
                 shutil.copy(path, folder / str(i))
-            return subprocess.run([str(program), f"-runs={args.runs}", f"-seed={args.seed}", "-max_len=4096", "-print_final_stats=1",
-                                   str(folder)]).returncode
+            options = [f"-runs={args.runs}", f"-seed={args.seed}", "-max_len=4096", "-print_final_stats=1"]
+            return subprocess.run([str(program), *options, str(folder)]).returncode
         if args.few:
             args.few.mkdir(parents=True, exist_ok=True)
         found = fuzz(program, args.target, args.runs, seed=args.seed, few=args.few, crash=Path(f"crash-{args.target}"),
