@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -201,8 +202,12 @@ ARM = "aarch64-linux-gnu-gcc"
 def hashes(*command: object) -> dict[str, dict[str, str]]:
     """set -> kernel and format -> hash of what it computed (tests/kernel_battery.c)."""
     said = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=True, timeout=300).stdout
+    return parsed(said.splitlines())
+
+
+def parsed(lines: Iterable[str]) -> dict[str, dict[str, str]]:
     out: dict[str, dict[str, str]] = {}
-    for isa, kernel, format, hash_ in (line.split() for line in said.splitlines()):
+    for isa, kernel, format, hash_ in (line.split() for line in lines):
         out.setdefault(isa, {})[f"{kernel} {format}"] = hash_
     return out
 
@@ -210,10 +215,13 @@ def hashes(*command: object) -> dict[str, dict[str, str]]:
 @pytest.fixture(scope="module")
 def battery(objects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The battery for x86-64, over the objects as built."""
-    out = tmp_path_factory.mktemp("battery") / "battery"
+    return link_battery(objects, tmp_path_factory.mktemp("battery") / "battery")
+
+
+def link_battery(objects: dict[str, Path], out: Path, *more: str) -> Path:
     needed = [path for name, path in objects.items() if "/isa/" in name or "/quant/" in name]
     needed += [objects["csrc/base/cpu.o"], objects["csrc/load/pack.o"]]
-    subprocess.run(["gcc", *C, f"-I{ROOT}/csrc", BATTERY, *needed, "-lm", "-o", out], check=True)
+    subprocess.run(["gcc", *C, *more, f"-I{ROOT}/csrc", BATTERY, *needed, "-lm", "-o", out], check=True, capture_output=True)
     return out
 
 
@@ -221,6 +229,60 @@ def test_every_kernel_is_the_same_on_an_older_cpu(battery: Path, cpu: str) -> No
     here, there = hashes(battery), hashes("qemu-x86_64", "-cpu", cpu, battery)
     assert there.keys() == {"scalar", CPUS[cpu]} and len(here["scalar"]) > 20
     assert all(kernels == here["scalar"] for kernels in [*here.values(), *there.values()])
+
+
+# ---- a machine of its own, for instructions that qemu does not have ----
+
+#: Bochs's processors that have a set; 3.0 is the first release with AMX
+MODELS = {"avx512": ("sapphire_rapids", "tigerlake", "corei7_icelake_u"), "amx": ("sapphire_rapids",)}
+
+
+def bare_metal(folder: Path, isa: str, program: Path) -> dict[str, str]:
+    """The battery's hashes from a set on a processor of Bochs (PYRUNTIME_BOCHS, else on the path), which runs nothing else."""
+    if not (bochs := os.environ.get("PYRUNTIME_BOCHS") or shutil.which("bochs")):
+        pytest.skip(f"{isa} on a machine of its own needs Bochs (Debian: bochs)")
+    about = subprocess.run([bochs, "--help", "cpu"], capture_output=True, text=True)
+    known = (about.stdout + about.stderr).split()
+    if not (models := [model for model in MODELS[isa] if model in known]):
+        pytest.skip(f"this Bochs has no processor with {isa}")
+    rom = folder / "rom.bin"
+    subprocess.run(["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-fPIE",
+                    "-mgeneral-regs-only", "-mno-red-zone", "-fcf-protection=none", "-nostdlib", "-static", "-Wl,--build-id=none",
+                    "-T", ROOT / "tests/bare_metal.ld", ROOT / "tests/bare_metal.S", ROOT / "tests/bare_metal.c",
+                    "-o", folder / "rom.elf"], check=True)
+    subprocess.run(["objcopy", "-O", "binary", folder / "rom.elf", rom], check=True)
+    code, command = program.read_bytes(), f"battery\n{isa}\n".encode()
+    assert len(code) <= 0x1e0000
+    (folder / "rom").write_bytes(code.ljust(0x1e0000, b"\0") + command.ljust(0x10000, b"\0") + rom.read_bytes())
+    (folder / "vga").write_bytes(b"\x55\xaa\x01" + bytes(509))
+    lines = [f"romimage: file={folder}/rom, address=0xffe00000", f"vgaromimage: file={folder}/vga", "vga: extension=none",
+             "megs: 256", f"cpu: model={models[0]}, count=1, reset_on_triple_fault=0", "port_e9_hack: enabled=1",
+             "plugin_ctrl: speaker=false", 'display_library: rfb, options="timeout=0"', f"log: {folder}/log", "panic: action=fatal",
+             "error: action=ignore", "info: action=ignore"]
+    (folder / "bochsrc").write_text("\n".join(lines) + "\n")
+    ran = subprocess.run([bochs, "-q", "-f", folder / "bochsrc"], input="c\n", capture_output=True, text=True, timeout=300)
+    (folder / "said").write_text(ran.stdout)
+    assert "\nexit 0\n" in ran.stdout, (ran.stdout + ran.stderr)[-2000:]
+    said = parsed(line for line in ran.stdout.splitlines() if line.startswith(isa))[isa]
+    if "2.7" in known:  # its vcvtps2ph rounds some numbers half way between two the wrong way, on every processor
+        said = {kernel: hash_ for kernel, hash_ in said.items() if "F16" not in kernel.split()[1].split("+") or "attention" not in kernel}
+    return said
+
+
+@pytest.mark.parametrize("isa", MODELS)
+def test_every_kernel_is_the_same_on_a_machine_of_its_own(objects: dict[str, Path], battery: Path, isa: str,
+                                                          tmp_path: Path) -> None:
+    """Instructions neither this CPU nor qemu has, as Bochs executes them."""
+    if isa not in dict(_engine.isas()):
+        pytest.skip(f"no {isa} in this build")
+    sets = [set_ for set_ in levels() if set_ not in (isa, "avx512")]  # the program must fit into a ROM: other sets stay out
+    needed = {name: path for name, path in objects.items() if Path(name).stem not in sets}
+    link_battery(needed, tmp_path / "program", "-static", "-s", *(f"-Wl,--defsym=rt_kernels_{set_}=0" for set_ in sets))
+    said, want = bare_metal(tmp_path, isa, tmp_path / "program"), hashes(battery)["scalar"]
+    assert said.keys() <= want.keys() and len(said) > 20 and said == {kernel: want[kernel] for kernel in said}
+
+
+# ---- Arm ----
 
 
 class Arm:
