@@ -154,7 +154,7 @@ ERRORS = {"Q2_K": 0.36, "Q3_K": 0.18, "Q4_K": 0.09, "Q5_K": 0.045, "Q6_K": 0.021
 
 @pytest.mark.parametrize("name", ERRORS)
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), scale=st.integers(-6, 8), shift=st.sampled_from([0.0, 2.0, -2.0]))
+@given(seed=st.integers(0, 2**32 - 1), scale=st.integers(-2, 8), shift=st.sampled_from([0.0, 2.0, -2.0]))
 def test_plain_rounding_is_near(name: str, seed: int, scale: int, shift: float) -> None:
     twin = TWINS[name]
     x = ((np.random.default_rng(seed).standard_normal((9, 1024)) + shift) * 2.0**scale).astype(np.float32)

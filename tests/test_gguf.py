@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import gc
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,11 @@ fields = st.dictionaries(
     scalars | arrays | st.tuples(st.just(T.ARRAY), st.just(T.ARRAY), nested),
     max_size=8,
 )
+IN_FILES = [name for name, twin in quant.FORMATS.items() if twin.GGML_TYPE != quant.NO_GGML_TYPE]
 tensors = st.dictionaries(
     text.filter(bool),
     st.tuples(
-        st.sampled_from(list(quant.FORMATS)), st.lists(st.integers(1, 5), max_size=3), st.integers(1, 3)
+        st.sampled_from(IN_FILES), st.lists(st.integers(1, 5), max_size=3), st.integers(1, 3)
     ),
     max_size=5,
 )
@@ -266,11 +268,32 @@ def test_an_unknown_format_is_an_error_only_when_asked_for(tmp_path: Path) -> No
         assert file.tensors["weights"].format == "IQ2_XXS" and file.tensors["weights"].shape == (2, 256)
         assert file.raw("weights").nbytes == 132
         assert file.supported("fine") == list(quant.FORMATS).index("Q8_0")
-        wanted = r"k\.gguf: tensor weights is stored as IQ2_XXS \(ggml type 16\), .* " + " ".join(quant.FORMATS)
+        wanted = r"k\.gguf: tensor weights is stored as IQ2_XXS \(ggml type 16\), .* " + " ".join(IN_FILES) + " weights"
         with pytest.raises(ModelInvalid, match=wanted):
             file.supported("weights")
         with pytest.raises(ModelInvalid, match=wanted):
             file.pack({"weights": np.zeros(640, np.uint8)})
+
+
+def test_formats_without_a_number_are_in_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "f8.gguf"
+    write_gguf(path, {}, [Tensor("weights", "F32", (1, 4), np.zeros(16, np.uint8))])
+    before = path.read_bytes()
+    at = before.index(b"weights") + len(b"weights") + 4 + 2 * 8
+    path.write_bytes(before[:at] + struct.pack("<I", quant.NO_GGML_TYPE) + before[at + 4:])
+    with GGUFFile(path) as file, pytest.raises(ModelInvalid, match=r"ggml type 4294967295\), which is not supported"):
+        file.supported("weights")
+
+
+@pytest.mark.parametrize("name", [n for n in IN_FILES if quant.FORMATS[n].BLOCK_WEIGHTS == 256])
+def test_rows_that_are_not_whole_blocks(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "k.gguf"
+    write_gguf(path, {}, [Tensor("weights", name, (4, 256), np.zeros(4 * quant.FORMATS[name].BLOCK_BYTES, np.uint8))])
+    before = path.read_bytes()
+    at = before.index(b"weights") + len(b"weights") + 4
+    path.write_bytes(before[:at] + struct.pack("<Q", 320) + before[at + 8:])
+    with pytest.raises(ModelInvalid, match=rf"tensor weights: rows of 320 are not whole blocks of 256 \({name}\)"):
+        GGUFFile(path)
 
 
 def test_a_failed_write_leaves_the_old_file(small: Path) -> None:
@@ -282,6 +305,8 @@ def test_a_failed_write_leaves_the_old_file(small: Path) -> None:
         write_gguf(small, {}, [Tensor("a", "F32", (1,), broken)])
     with pytest.raises(ValueError, match="3 bytes, its shape and format take 4"):
         write_gguf(small, {}, [Tensor("a", "F32", (1,), np.zeros(3, np.uint8))])
+    with pytest.raises(ValueError, match="F8_E4M3 has no number in GGUF files"):
+        write_gguf(small, {}, [Tensor("a", "F8_E4M3", (1,), np.zeros(1, np.uint8))])
     assert small.read_bytes() == before and os.listdir(small.parent) == [small.name]
 
 

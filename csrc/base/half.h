@@ -35,6 +35,12 @@ static inline uint16_t rt_f32_to_f16(float x) {
   return (uint16_t)(sign | (bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13);
 }
 
+/* 4 bits of exponent, 3 of mantissa, no infinities; as an f16 of the same digits it is 2^-8 of itself. */
+static inline float rt_e4m3_to_f32(uint8_t x) {
+  if ((x & 0x7f) == 0x7f) return rt_f16_to_f32(0x7e00);
+  return rt_f16_to_f32((uint16_t)((x & 0x80) << 8 | (x & 0x7f) << 7)) * 256.0f;
+}
+
 static inline float rt_bf16_to_f32(uint16_t h) { return rt_float_of_bits((uint32_t)h << 16); }
 
 static inline uint16_t rt_f32_to_bf16(float x) {

@@ -371,14 +371,15 @@ rt_code rt_gguf_unchanged(const rt_gguf *file, rt_status *st) {
 /* ---- packing ---- */
 
 rt_code rt_gguf_supported(const rt_gguf *file, const rt_gguf_tensor *tensor, rt_status *st) {
-  char unnamed[24];
+  char unnamed[24], ours[RT_FORMATS * 8] = "";
+  size_t at = 0;
   if (tensor->format != RT_FORMATS) return RT_OK;
-  return bad(file, st, "tensor %s is stored as %s (ggml type %u), which is not supported; use a file with "
-#define FORMAT(name, ...) #name " "
-#include "defs/formats.def"
-#undef FORMAT
-             "weights", show(tensor->name.bytes, tensor->name.length).text,
-             rt_ggml_type_name(tensor->ggml_type, unnamed), tensor->ggml_type);
+  for (int f = 0; f < RT_FORMATS && at < sizeof ours; f++)
+    if (rt_format_table[f].ggml_type != RT_NO_GGML_TYPE)
+      at += (size_t)snprintf(ours + at, sizeof ours - at, "%s ", rt_format_table[f].name);
+  return bad(file, st, "tensor %s is stored as %s (ggml type %u), which is not supported; use a file with %sweights",
+             show(tensor->name.bytes, tensor->name.length).text, rt_ggml_type_name(tensor->ggml_type, unnamed),
+             tensor->ggml_type, ours);
 }
 
 static bool read_exactly(int fd, uint8_t *to, size_t bytes, uint64_t offset) {

@@ -10,4 +10,9 @@ static inline void rt_decode_F8_E5M2(const uint8_t *restrict block, float *restr
 static inline void rt_pack_F8_E5M2(const uint8_t *restrict blocks, size_t stride, int rows, int k, uint8_t *restrict tile) {
   rt_pack_bytes(blocks, stride, rows, k, tile);
 }
+
+#ifdef V_INLINE
+/* k = i of 16 rows. */
+V_INLINE v16f rt_row_F8_E5M2(const uint8_t *restrict tile, int i) { return v_load_e5m2(tile + i * 16); }
+#endif
 #endif

@@ -22,6 +22,7 @@ const rt_format_info rt_format_table[RT_FORMATS] = {
 
 rt_format rt_format_of_ggml(uint32_t ggml_type) {
   int f = 0;
+  if (ggml_type == RT_NO_GGML_TYPE) return RT_FORMATS;
   while (f < RT_FORMATS && rt_format_table[f].ggml_type != ggml_type) f++;
   return (rt_format)f;
 }

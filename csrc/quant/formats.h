@@ -11,6 +11,8 @@ typedef enum rt_format {
   RT_FORMATS
 } rt_format;
 
+#define RT_NO_GGML_TYPE 0xffffffffu /* of a format that stands in no GGUF file */
+
 enum rt_form { RT_FLOAT, RT_SCALE, RT_LEAST };
 
 typedef struct rt_format_info {

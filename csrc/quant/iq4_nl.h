@@ -20,4 +20,11 @@ static inline void rt_decode_IQ4_NL(const uint8_t *restrict block, float *restri
 static inline void rt_pack_IQ4_NL(const uint8_t *restrict blocks, size_t stride, int rows, int k, uint8_t *restrict tile) {
   rt_pack_Q4_0(blocks, stride, rows, k, tile);
 }
+
+#ifdef V_INLINE
+V_INLINE v64b rt_step_IQ4_NL(const uint8_t *restrict tile, int span, int j) {
+  return v_lookup(rt_iq4_codes, rt_step_Q4_0(tile, span, j));
+}
+V_INLINE v16f rt_scale_IQ4_NL(const uint8_t *restrict tile, int s) { return rt_scale_Q4_0(tile, s); }
+#endif
 #endif

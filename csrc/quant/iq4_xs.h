@@ -30,4 +30,13 @@ static inline void rt_pack_IQ4_XS(const uint8_t *restrict blocks, size_t stride,
   }
   for (int span = 0; span < 4; span++) rt_pack_nibbles(blocks + 8 + span * 32, stride, rows, 16, tile + 160 + span * 512);
 }
+
+#ifdef V_INLINE
+V_INLINE v64b rt_step_IQ4_XS(const uint8_t *restrict tile, int span, int j) {
+  return v_lookup(rt_iq4_codes, v_field(v_bytes(tile + 160 + span * 512 + j % 8 * 64), j / 8 * 4, 15));
+}
+V_INLINE v16f rt_scale_IQ4_XS(const uint8_t *restrict tile, int s) {
+  return v_mul(v_load_f16((const uint16_t *)tile), v_of_s8(tile + 32 + s * 16));
+}
+#endif
 #endif

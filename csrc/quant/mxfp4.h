@@ -31,4 +31,12 @@ static inline void rt_pack_MXFP4(const uint8_t *restrict blocks, size_t stride, 
   }
   rt_pack_nibbles(blocks + 1, stride, rows, second, tile + 64);
 }
+
+#ifdef V_INLINE
+V_INLINE v64b rt_step_MXFP4(const uint8_t *restrict tile, int span, int j) {
+  (void)span;
+  return v_lookup(rt_fp4_codes, v_field(v_bytes(tile + 64 + j % 8 * 64), j / 8 * 4, 15));
+}
+V_INLINE v16f rt_scale_MXFP4(const uint8_t *restrict tile, int s) { return v_load_bf16((const uint16_t *)tile + s * 16); }
+#endif
 #endif

@@ -30,4 +30,20 @@ static inline void rt_pack_Q2_K(const uint8_t *restrict blocks, size_t stride, i
     for (int span = 0; span < 4; span++) rt_pack_plane(n + span * 64, 2, 0, r, tile + 320 + span * 256);
   }
 }
+
+#ifdef V_INLINE
+V_INLINE v16f rt_fours_Q2_K(const uint8_t *restrict bytes, int right) {
+  rt_words fours = rt_load_words(bytes) >> right & 0x0f0f0f0f;
+  return v_of_u8((const uint8_t *)&fours);
+}
+V_INLINE v64b rt_step_Q2_K(const uint8_t *restrict tile, int span, int j) {
+  return v_field(v_bytes(tile + 320 + span * 256 + j % 4 * 64), j / 4 * 2, 3);
+}
+V_INLINE v16f rt_scale_Q2_K(const uint8_t *restrict tile, int s) {
+  return v_mul(v_load_f16((const uint16_t *)tile), rt_fours_Q2_K(tile + 64 + s * 16, 0));
+}
+V_INLINE v16f rt_least_Q2_K(const uint8_t *restrict tile, int s) {
+  return v_mul(v_load_f16((const uint16_t *)tile + 16), rt_fours_Q2_K(tile + 64 + s * 16, 4));
+}
+#endif
 #endif

@@ -45,4 +45,14 @@ static inline void rt_pack_Q3_K(const uint8_t *restrict blocks, size_t stride, i
     }
   }
 }
+
+#ifdef V_INLINE
+V_INLINE v64b rt_step_Q3_K(const uint8_t *restrict tile, int span, int j) {
+  const uint8_t *low = tile + 288 + span * 384, *third = low + 256;
+  return v_or(v_field(v_bytes(low + j % 4 * 64), j / 4 * 2, 3), v_field(v_bytes(third + j % 2 * 64), j / 2 - 2, 4));
+}
+V_INLINE v16f rt_scale_Q3_K(const uint8_t *restrict tile, int s) {
+  return v_mul(v_load_f16((const uint16_t *)tile), v_of_s8(tile + 32 + s * 16));
+}
+#endif
 #endif

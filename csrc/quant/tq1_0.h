@@ -35,4 +35,9 @@ static inline void rt_pack_TQ1_0(const uint8_t *restrict blocks, size_t stride, 
     rt_pack_ternary(blocks + r * stride + 52, n, r, tile);
   }
 }
+
+#ifdef V_INLINE
+V_INLINE v64b rt_step_TQ1_0(const uint8_t *restrict tile, int span, int j) { return rt_step_TQ2_0(tile, span, j); }
+V_INLINE v16f rt_scale_TQ1_0(const uint8_t *restrict tile, int s) { return rt_scale_TQ2_0(tile, s); }
+#endif
 #endif

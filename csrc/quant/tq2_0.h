@@ -29,4 +29,14 @@ static inline void rt_pack_TQ2_0(const uint8_t *restrict blocks, size_t stride, 
     rt_pack_ternary(blocks + r * stride + 64, n, r, tile);
   }
 }
+
+#ifdef V_INLINE
+V_INLINE v64b rt_step_TQ2_0(const uint8_t *restrict tile, int span, int j) {
+  return v_field(v_bytes(tile + 64 + span * 256 + j % 4 * 64), j / 4 * 2, 3);
+}
+V_INLINE v16f rt_scale_TQ2_0(const uint8_t *restrict tile, int s) {
+  (void)s;
+  return v_load_f16((const uint16_t *)tile);
+}
+#endif
 #endif

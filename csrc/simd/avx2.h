@@ -27,6 +27,18 @@ V_INLINE __m256 v_widen_bf16(const uint16_t *p) {
 }
 V_INLINE v16f v_load_bf16(const uint16_t *p) { return (v16f){v_widen_bf16(p), v_widen_bf16(p + 8)}; }
 V_INLINE v16f v_set1_f16(const uint16_t *p) { return v_set1(_cvtsh_ss(*p)); }
+V_INLINE v16f v_of_halves(__m256i x) {
+  return (v16f){_mm256_cvtph_ps(_mm256_castsi256_si128(x)), _mm256_cvtph_ps(_mm256_extracti128_si256(x, 1))};
+}
+V_INLINE v16f v_load_e5m2(const uint8_t *p) { return v_of_halves(_mm256_slli_epi16(_mm256_cvtepu8_epi16(v_128(p)), 8)); }
+V_INLINE v16f v_load_e4m3(const uint8_t *p) {
+  const __m256i digits = _mm256_set1_epi16(0x3f80);
+  __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(v_128(p)), 7); /* the sign twice, on top */
+  __m256i half = _mm256_and_si256(wide, _mm256_set1_epi16((short)0xbf80));
+  __m256i none = _mm256_cmpeq_epi16(_mm256_and_si256(wide, digits), digits);
+  v16f x = v_of_halves(_mm256_or_si256(half, none));
+  return (v16f){_mm256_mul_ps(x.a, _mm256_set1_ps(256.0f)), _mm256_mul_ps(x.b, _mm256_set1_ps(256.0f))};
+}
 V_INLINE void v_store_f16(uint16_t *p, v16f x) {
   _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
   _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));

@@ -27,6 +27,16 @@ V_INLINE v16f v_load_bf16(const uint16_t *p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v_256(p)), 16));
 }
 V_INLINE v16f v_set1_f16(const uint16_t *p) { return v_set1(_cvtsh_ss(*p)); }
+V_INLINE v16f v_load_e5m2(const uint8_t *p) {
+  return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p)), 8));
+}
+V_INLINE v16f v_load_e4m3(const uint8_t *p) { /* widened, the sign stands twice on top */
+  const __m256i digits = _mm256_set1_epi16(0x3f80);
+  __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)), 7);
+  __m256i half = _mm256_and_si256(wide, _mm256_set1_epi16((short)0xbf80));
+  __m256i none = _mm256_cmpeq_epi16(_mm256_and_si256(wide, digits), digits);
+  return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(half, none)), _mm512_set1_ps(256.0f));
+}
 V_INLINE void v_store_f16(uint16_t *p, v16f x) {
   _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }

@@ -41,6 +41,17 @@ V_INLINE float32x4_t v_widen_bf16(const uint16_t *p) { return vreinterpretq_f32_
 V_INLINE v16f v_load_bf16(const uint16_t *p) {
   return (v16f){v_widen_bf16(p), v_widen_bf16(p + 4), v_widen_bf16(p + 8), v_widen_bf16(p + 12)};
 }
+V_INLINE v16f v_load_e5m2(const uint8_t *p) {
+  uint16_t half[16];
+  for (int l = 0; l < 16; l++) half[l] = (uint16_t)(p[l] << 8);
+  return v_load_f16(half);
+}
+V_INLINE v16f v_load_e4m3(const uint8_t *p) {
+  uint16_t half[16];
+  for (int l = 0; l < 16; l++)
+    half[l] = (uint16_t)((p[l] & 0x7f) == 0x7f ? 0x7e00 : (p[l] & 0x80) << 8 | (p[l] & 0x7f) << 7);
+  return V_EACH(v16f, vmulq_f32, v_load_f16(half), v_set1(256.0f));
+}
 V_INLINE uint16x4_t v_narrow_f16(float32x4_t x) { return vreinterpret_u16_f16(vcvt_f16_f32(x)); }
 V_INLINE void v_store_f16(uint16_t *p, v16f x) {
   vst1_u16(p, v_narrow_f16(x.a));

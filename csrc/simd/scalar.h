@@ -27,6 +27,13 @@ V_INLINE void v_store(float *p, v16f a) { memcpy(p, &a, sizeof a); }
 V_INLINE v16f v_load_f16(const uint16_t *p) { v16f r; V_LANES r.f[l] = rt_f16_to_f32(p[l]); return r; }
 V_INLINE v16f v_load_bf16(const uint16_t *p) { v16f r; V_LANES r.f[l] = rt_bf16_to_f32(p[l]); return r; }
 V_INLINE v16f v_set1_f16(const uint16_t *p) { return v_set1(rt_f16_to_f32(*p)); }
+/* 16 numbers of E5M2, of E4M3. */
+V_INLINE v16f v_load_e5m2(const uint8_t *p) { v16f r; V_LANES r.f[l] = rt_f16_to_f32((uint16_t)(p[l] << 8)); return r; }
+V_INLINE v16f v_load_e4m3(const uint8_t *p) {
+  v16f r;
+  V_LANES r.f[l] = rt_e4m3_to_f32(p[l]);
+  return r;
+}
 V_INLINE void v_store_f16(uint16_t *p, v16f a) { V_LANES p[l] = rt_f32_to_f16(a.f[l]); }
 
 V_INLINE v16f v_add(v16f a, v16f b) { V_LANES a.f[l] += b.f[l]; return a; }

@@ -9,7 +9,30 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from . import bf16, f16, f32, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
+from . import (
+    bf16,
+    f16,
+    f32,
+    f8_e4m3,
+    f8_e5m2,
+    iq4_nl,
+    iq4_xs,
+    mxfp4,
+    nvfp4,
+    q2_k,
+    q3_k,
+    q4_0,
+    q4_1,
+    q4_k,
+    q5_0,
+    q5_1,
+    q5_k,
+    q6_k,
+    q8_0,
+    tq1_0,
+    tq2_0,
+)
+from .r16 import NO_GGML_TYPE as NO_GGML_TYPE
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -19,7 +42,7 @@ class Format(Protocol):
     """A format: its line of the table and four functions. Arrays are [rows, k]; bytes are flat."""
 
     NAME: str
-    GGML_TYPE: int
+    GGML_TYPE: int  # NO_GGML_TYPE of a format that stands in no GGUF file
     BLOCK_WEIGHTS: int
     BLOCK_BYTES: int
     PACKED_BYTES: int  # one R16 tile, 16 rows x 64 or 256 k
@@ -37,8 +60,14 @@ class Format(Protocol):
         """R16 -> f32 [rows, k]."""
 
 
+_TWINS = (f32, f16, bf16, q8_0, q4_0, q4_1, q4_k, q2_k, q3_k, iq4_nl, iq4_xs, mxfp4, nvfp4, tq1_0, tq2_0, f8_e4m3, f8_e5m2)
+
 #: name -> format, in the order of csrc/defs/formats.def
-FORMATS: dict[str, Format] = {m.NAME: m for m in (f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k)}  # type: ignore[misc]
+_TWINS = (f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4, nvfp4, tq1_0, tq2_0,
+          f8_e4m3, f8_e5m2)
+
+#: name -> format, in the order of csrc/defs/formats.def
+FORMATS: dict[str, Format] = {m.NAME: m for m in _TWINS}  # type: ignore[misc]
 
 
 def nbytes(format: Format, shape: tuple[int, ...]) -> int:

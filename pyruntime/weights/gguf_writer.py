@@ -101,6 +101,8 @@ def _header(
             struct.pack("<I", len(t.shape)),
             struct.pack(f"<{len(t.shape)}Q", *t.shape[::-1]),
         ]
+        if quant.FORMATS[t.format].GGML_TYPE == quant.NO_GGML_TYPE:
+            raise ValueError(f"tensor {t.name}: {t.format} has no number in GGUF files")
         out += [struct.pack("<IQ", quant.FORMATS[t.format].GGML_TYPE, offset)]
         offset += -(-t.nbytes // alignment) * alignment
     return b"".join(out)
