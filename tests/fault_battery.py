@@ -33,6 +33,8 @@ MODELS = {
              "Q4_1", {}),
     "q4_0": (dict(heads=4, kv_heads=2, head_dim=24, qk_norm=True, tied=False), "Q4_0", dict(softcap=2.0, scale=0.75)),
     "k": (dict(width=256, hidden=256, heads=2, kv_heads=1, head_dim=128, layers=1), "Q4_K Q5_K Q6_K", {}),
+    "few bits": (dict(width=256, hidden=256, heads=2, kv_heads=1, head_dim=128, layers=1),
+                 "Q8_0 Q2_K Q3_K IQ4_XS NVFP4 MXFP4 F8_E4M3 F8_E5M2", {}),
     "f16": (dict(width=41, hidden=37, heads=2, kv_heads=2, head_dim=10, rope_dims=6), "F16", dict(sharp=30.0)),
     "gemma": (dict(eps=1e-3, period=2, window=5), "Q8_0", dict(family=gemma3)),
     "mixed": (dict(heads=3, kv_heads=1, head_dim=32), "Q4_1", dict(paths=("bf16", "a16"))),

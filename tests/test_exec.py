@@ -15,10 +15,10 @@ from pyruntime import errors, machine
 from pyruntime._core import _engine
 from pyruntime.backends.native import NativeBackend
 from pyruntime.models import llama
+from pyruntime.quant import FORMATS
 from pyruntime.types import Batch, greedy_rows
 
 ISAS = [name for name, missing in _engine.isas() if not missing]
-FORMATS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
 PAGES = 40
 MIXTURES = [("bf16", "a16"), ("bf16", "bf16"), ("a16", "bf16")]  # paths of prompt and generated tokens
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -35,13 +35,15 @@ def model(seed: int, low_memory: bool = False):
     heads = kv_heads * share * int(unit)
     cached = ["f16", "f32", "bf16"] + ["q8_0"] * (head_dim % 32 == 0)
     config = llama.tiny(
-        layers=int(rng.integers(1, 4)), width=32 * int(rng.integers(1, 5)), heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-        hidden=32 * int(rng.integers(1, 6)), vocab=int(rng.integers(17, 260)),
+        layers=int(rng.integers(1, 4)), width=int(rng.choice([32, 64, 96, 128, 256])), heads=heads, kv_heads=kv_heads,
+        head_dim=head_dim,
+        hidden=int(rng.choice([32, 64, 128, 160, 256])), vocab=int(rng.integers(17, 260)),
         rope_dims=2 * int(rng.integers(1, head_dim // 2 + 1)),
         rope_interleaved=bool(rng.integers(2)), tied=bool(rng.integers(2)), qkv_bias=bool(rng.integers(2)),
         qk_norm=bool(rng.integers(2)), k_format=str(rng.choice(cached)), v_format=str(rng.choice(cached)))
     plan = llama.plan(config)
-    formats = {w.name: str(rng.choice(FORMATS)) for w in plan.weights if w.k}
+    formats = {w.name: str(rng.choice([n for n, twin in FORMATS.items() if w.k % twin.BLOCK_WEIGHTS == 0]))
+               for w in plan.weights if w.k}
     return plan, stored(plan, random_values(plan, seed), formats, low_memory=low_memory)
 
 

@@ -19,6 +19,7 @@ from pyruntime.models import gemma3, llama
 from pyruntime.quant import FORMATS
 from pyruntime.types import Batch
 
+
 def formats_of(k: int) -> list[str]:
     """Formats that rows of k weights can have."""
     return [name for name, twin in FORMATS.items() if k % twin.BLOCK_WEIGHTS == 0]

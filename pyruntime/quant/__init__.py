@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from . import (
     bf16,
-    f16,
-    f32,
     f8_e4m3,
     f8_e5m2,
+    f16,
+    f32,
     iq4_nl,
     iq4_xs,
     mxfp4,
@@ -60,9 +60,6 @@ class Format(Protocol):
         """R16 -> f32 [rows, k]."""
 
 
-_TWINS = (f32, f16, bf16, q8_0, q4_0, q4_1, q4_k, q2_k, q3_k, iq4_nl, iq4_xs, mxfp4, nvfp4, tq1_0, tq2_0, f8_e4m3, f8_e5m2)
-
-#: name -> format, in the order of csrc/defs/formats.def
 _TWINS = (f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4, nvfp4, tq1_0, tq2_0,
           f8_e4m3, f8_e5m2)
 
