@@ -166,12 +166,17 @@ static inline void rt_pack_plane(const uint8_t *restrict u, int bits, int below,
   }
 }
 
-/* Bits of a block: each `run` bytes hold weights 0 .. run - 1 in their low `bits`, the next run of them above.
- * u[k] |= them << up. bytes: [n * bits / 8] */
+/* Bits of a block: each `run` bytes, a multiple of 8, hold weights 0 .. run - 1 in their low `bits`, the next run of them above.
+ * u[k] |= them << up. bytes: [n * bits / 8]; u: [n] */
 static inline void rt_split_runs(const uint8_t *restrict bytes, int n, int bits, int run, int up, uint8_t *restrict u) {
-  for (int k = 0; k < n; k++) {
-    int each = run * 8 / bits;
-    u[k] |= (uint8_t)((bytes[k / each * run + k % run] >> k % each / run * bits & ((1 << bits) - 1)) << up);
-  }
+  uint64_t mask = ((1u << bits) - 1) * 0x0101010101010101u, eight, into;
+  for (const uint8_t *end = u + n; u < end; bytes += run)
+    for (int b = 0; b < 8; b += bits)
+      for (int i = 0; i < run; i += 8, u += 8) {
+        memcpy(&eight, bytes + i, 8);
+        memcpy(&into, u, 8);
+        into |= (eight >> b & mask) << up;
+        memcpy(u, &into, 8);
+      }
 }
 #endif
