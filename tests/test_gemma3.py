@@ -91,6 +91,10 @@ def logits(backend, ids: list[int], chunks: list[int]) -> np.ndarray:
     return np.concatenate(out)
 
 
+def native(made: Made, **sizes: int):
+    return native_backend(made.plan, made.weights, precision="precise", threads=2, **{"pages": 9, **sizes})
+
+
 def reference_backend(made: Made, plan: p.Plan | None = None) -> TorchBackend:
     return TorchBackend(plan or made.plan, made.weights, act_quant="none", pages=9)
 
@@ -108,13 +112,13 @@ def test_the_file_says_what_the_model_is(made: Made) -> None:
 def test_equals_transformers(made: Made, kind: str, chunks: list[int]) -> None:
     """Every position's logits within 1e-4 in f32."""
     assert made.want.std() >= 1
-    backend = reference_backend(made) if kind == "torch" else native_backend(made.plan, made.weights, pages=9, threads=2)
+    backend = reference_backend(made) if kind == "torch" else native(made)
     assert made.distance(logits(backend, made.ids, chunks)) <= 1e-4
 
 
 def test_ragged_equals_transformers(made: Made) -> None:
     """Three sequences in one batch, the second one behind a cached start."""
-    backend = native_backend(made.plan, made.weights, pages=12, max_rows=100, threads=2)
+    backend = native(made, pages=12, max_rows=100)
     several = [made.ids, made.ids[11:], made.ids[30:]]
     groups = [tables_of([len(s) for s in several], 12, np.random.default_rng(g)) for g in range(len(made.plan.groups))]
     last = len(made.plan.ops) - 1
@@ -130,7 +134,7 @@ def test_ragged_equals_transformers(made: Made) -> None:
 @pytest.mark.parametrize("kind", ["torch", "native"])
 def test_greedy_equals_transformers(made: Made, kind: str) -> None:
     """24 tokens."""
-    backend = reference_backend(made) if kind == "torch" else native_backend(made.plan, made.weights, pages=9, threads=2)
+    backend = reference_backend(made) if kind == "torch" else native(made)
     with torch.inference_mode():
         want = made.reference.generate(torch.tensor([made.ids[:12]]), attention_mask=torch.ones(1, 12), max_new_tokens=24,
                                        do_sample=False)[0, 12:].tolist()

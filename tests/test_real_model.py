@@ -7,6 +7,7 @@ side; the torch reference reads each at once), and 4,096 tokens of Alice's Adven
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyruntime.models import llama
+from pyruntime.models import family
 from pyruntime.plan import PAGE_TOKENS
 from pyruntime.tokenizer import Tokenizer
 from pyruntime.types import Batch
@@ -53,41 +54,45 @@ class Distance:
 class Ours:
     """A backend of ours on the real model, asked for every position's logits."""
 
-    def __init__(self, kind: str, file: GGUFModel) -> None:
+    def __init__(self, kind: str, file: GGUFModel, pages: int = 2 * WINDOW // PAGE_TOKENS + len(PROMPTS) * 10) -> None:
         from pyruntime.backends.native import NativeBackend
         from pyruntime.backends.torch import TorchBackend
 
-        plan = llama.plan(llama.from_gguf(file.metadata, file.shapes, file.vector))
+        module = family(file.architecture, file.path)
+        plan = module.plan(module.from_gguf(file.metadata, file.shapes, file.vector))
         weights = load_weights(plan.weights, file)
-        pages = 2 * WINDOW // PAGE_TOKENS + len(PROMPTS) * 10
         sizes = dict(pages=pages, max_tokens=1024, max_rows=CHUNK)
-        self.backend = NativeBackend(plan, weights, **sizes) if kind == "native" else \
+        self.backend = NativeBackend(plan, weights, precision="precise", **sizes) if kind == "native" else \
             TorchBackend(plan, weights, act_quant="none", **sizes)
         self.last = len(plan.ops) - 1
         self.order = np.random.default_rng(0).permutation(pages).tolist()
 
     def logits(self, sequences, tables, rows) -> np.ndarray:
         """Of the flagged rows; a view."""
-        self.backend.run(Batch.build(sequences, tables=[tables], rows=rows), 0, self.last)
+        self.backend.run(Batch.build(sequences, tables=[tables] * len(self.backend.plan.groups), rows=rows), 0, self.last)
         return self.backend.slot("logits")
+
+    def chunks(self, ids: list[int], every: int = 1) -> Iterator[np.ndarray]:
+        """Logits [CHUNK / every][vocab], views, of a text read in chunks."""
+        for at in range(0, len(ids), CHUNK):
+            yield self.logits([(ids[at:at + CHUNK], at, at)], [self.order], np.arange(0, CHUNK, every))
 
     def window(self, ids: list[int]) -> np.ndarray:
         """Logits [len(ids)][vocab]."""
-        return np.concatenate([self.logits([(ids[at:at + CHUNK], at, at)], [self.order], np.arange(CHUNK)).copy()
-                               for at in range(0, len(ids), CHUNK)])
+        return np.concatenate([part.copy() for part in self.chunks(ids)])
 
     def read(self, prompt: dict) -> np.ndarray:
         """Logits [64][vocab] that predict a prompt's tokens, all of them given at once."""
         ids, n = prompt["prompt_ids"] + prompt["ids"], len(prompt["prompt_ids"])
         return self.logits([(ids[:-1], 0, 0)], [self.order], np.arange(n - 1, len(ids) - 1)).copy()
 
-    def decode(self) -> list[np.ndarray]:
+    def decode(self, prompts: list[dict] = PROMPTS) -> list[np.ndarray]:
         """The same for every prompt, token by token."""
-        tables = [self.order[10 * i:10 * i + 10] for i in range(len(PROMPTS))]
-        lengths = [len(p["prompt_ids"]) for p in PROMPTS]
-        steps = [self.logits([(p["prompt_ids"], 0, 0) for p in PROMPTS], tables, None).copy()]
-        for step in range(63):
-            steps.append(self.logits([([p["ids"][step]], n + step, n + step) for p, n in zip(PROMPTS, lengths, strict=True)],
+        tables = [self.order[10 * i:10 * i + 10] for i in range(len(prompts))]
+        lengths = [len(p["prompt_ids"]) for p in prompts]
+        steps = [self.logits([(p["prompt_ids"], 0, 0) for p in prompts], tables, None).copy()]
+        for step in range(len(prompts[0]["ids"]) - 1):
+            steps.append(self.logits([([p["ids"][step]], n + step, n + step) for p, n in zip(prompts, lengths, strict=True)],
                                      tables, None).copy())
         return list(np.stack(steps, 1))
 
