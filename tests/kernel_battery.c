@@ -95,7 +95,8 @@ static uint8_t *packed_of(source *s, rt_format format, int rows, int k, bool wil
 static const int shapes[][3] = {{16, 64, 1}, {40, 256, 3}, {24, 512, 9}, {33, 768, 6}}; /* rows, k, tokens */
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 
-static void linear(const struct rt_kernels *K, rt_format format, hash *h) {
+static void linear(const struct rt_kernels *K, rt_format format, enum rt_path path, hash *h) {
+  rt_linear_kernel *kernel = path == RT_PATH_BF16 ? K->linear_bf16[format] : K->linear[format];
   source s = {(uint64_t)format};
   int k_block = (int)rt_format_table[format].block_weights;
   for (int i = 0; i < SHAPES * 2; i++) {
@@ -107,9 +108,9 @@ static void linear(const struct rt_kernels *K, rt_format format, hash *h) {
     float *x = room((size_t)k * 4), *y = room((size_t)(m * groups) * 64);
     for (int t = 0; t < m; t++) {
       fill(&s, t % 3 == 2 ? SPIKE : TAME, x, k);
-      K->quantize(x, k, 0, NULL, NULL, 0, act + (size_t)t * stride);
+      K->quantize(x, k, 0, NULL, NULL, 0, path, act + (size_t)t * stride);
     }
-    K->linear[format](w, k, 0, groups, act, stride, m, y, (size_t)groups * 16);
+    kernel(w, k, 0, groups, act, stride, m, y, (size_t)groups * 16);
     add_floats(h, y, (size_t)(m * groups) * 16);
     free(y), free(x), free(act), free(w);
   }
@@ -132,7 +133,7 @@ static void embed(const struct rt_kernels *K, rt_format format, hash *h) {
 static const int lengths[] = {1, 15, 16, 64, 65, 100, 256, 576};
 enum { LENGTHS = sizeof lengths / sizeof *lengths, LONGEST = 576 };
 
-static void quantize(const struct rt_kernels *K, hash *h) {
+static void quantize(const struct rt_kernels *K, enum rt_path path, hash *h) {
   source s = {1};
   static float x[LONGEST], w[LONGEST], b[LONGEST];
   for (int i = 0; i < LENGTHS * KINDS * 3; i++) {
@@ -141,11 +142,14 @@ static void quantize(const struct rt_kernels *K, hash *h) {
     fill(&s, (enum kind)(i / LENGTHS / 3), x, k);
     fill(&s, TAME, w, k);
     fill(&s, TAME, b, k);
-    K->quantize(x, k, norm == 2, norm ? w : NULL, norm == 2 ? b : NULL, 1e-5f, act);
+    K->quantize(x, k, norm == 2, norm ? w : NULL, norm == 2 ? b : NULL, 1e-5f, path, act);
     rt_act a = rt_act_at(act, k);
     size_t kp = rt_act_k(k);
-    add_floats(h, a.scale, 1);
-    add_bytes(h, a.sum, (size_t)((uint8_t *)a.x - (uint8_t *)a.sum));
+    for (size_t n = 0; n < kp && path == RT_PATH_BF16; n++) add_floats(h, (float[]){rt_bf16_to_f32(a.bf16[n])}, 1);
+    if (path == RT_PATH_A16) {
+      add_floats(h, a.scale, 1);
+      add_bytes(h, a.sum, (size_t)((uint8_t *)a.x - (uint8_t *)a.sum));
+    }
     add_floats(h, a.x, kp);
     free(act);
   }
@@ -282,11 +286,13 @@ int main(int n, char **names) {
     const struct rt_kernels *K = rt_isa_kernels(isa);
     const char *set = rt_isa_name(isa);
     hash h = {0xcbf29ce484222325};
-    quantize(K, &h), say(set, "quantize", "-", &h);
+    quantize(K, RT_PATH_A16, &h), say(set, "quantize", "A16", &h);
+    quantize(K, RT_PATH_BF16, &h), say(set, "quantize", "BF16", &h);
     elementwise(K, &h), say(set, "elementwise", "-", &h);
     rope(K, &h), say(set, "rope", "-", &h);
     for (int f = 0; f < RT_FORMATS; f++) {
-      linear(K, (rt_format)f, &h), say(set, "linear", rt_format_table[f].name, &h);
+      linear(K, (rt_format)f, RT_PATH_A16, &h), say(set, "linear", rt_format_table[f].name, &h);
+      linear(K, (rt_format)f, RT_PATH_BF16, &h), say(set, "linear_bf16", rt_format_table[f].name, &h);
       embed(K, (rt_format)f, &h), say(set, "embed", rt_format_table[f].name, &h);
       for (int g = 0; g < RT_FORMATS && K->store_k[f]; g++) {
         char both[64];
