@@ -58,7 +58,7 @@ FAULTS = [
           "v_of_u8(tile + 32 + s * 16)"),
     Fault("Q4_K minimum of the first span", "quant/q4_k.h", "v_of_u8(tile + 192 + s * 16)", "s * 16", "s % 2 * 16"),
     Fault("Q2_K minimum of its scale", "quant/q2_k.h", "v_mul(v_load_f16((const uint16_t *)tile + 16), rt_fours_Q2_K(tile + 64 + "
-          "s * 16, 4))", "s * 16, 4", "s * 16, 0"),
+          "s * 16, 4))", "rt_fours_Q2_K(tile + 64 + s * 16, 4)", "rt_fours_Q2_K(tile + 64 + s * 16, 0)"),
     Fault("Q3_K third bits of the first line", "quant/q3_k.h", "v_field(v_bytes(third + j % 2 * 64), j / 2 - 2, 4)", "j % 2 * 64",
           "0"),
     Fault("IQ4_XS values in a row", "quant/iq4_xs.h", "v_lookup(rt_iq4_codes, v_field(v_bytes(tile + 160", "rt_iq4_codes",
