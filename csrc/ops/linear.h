@@ -171,7 +171,7 @@ V_INLINE void rt_fold_widened(const rt_widened *restrict w, const rt_rows *x, in
       v_store(y + t * ldy, v_mul(acc[t], v_set1(*rt_act_at((uint8_t *)(uintptr_t)(act + t * stride), k).scale)));     \
   }                                                                                                                   \
   /* Returns how many tokens it has done: whole V_WIDE_TOKENS, none when there are few. */                            \
-  static int rt_wide_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y,           \
+  static __attribute__((noinline)) int rt_wide_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y,           \
                             size_t ldy) {                                                                             \
     int whole = m < RT_WIDE_FROM ? 0 : m / V_WIDE_TOKENS * V_WIDE_TOKENS;                                            \
     for (int t = 0; t < whole; t += RT_WIDE_MOST)                                                                     \
@@ -193,25 +193,35 @@ V_INLINE void rt_fold_widened(const rt_widened *restrict w, const rt_rows *x, in
     return 0;                                                                                                               \
   }
 
-/* ---- groups [first, last) for m tokens: widened, V_DOT_TOKENS at a time, by twos and ones; a group stays in cache meanwhile ---- */
-#define RT_LINEAR(name, tile_k, tile_bytes)                                                                          \
-  V_INLINE void rt_tokens_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y,     \
-                                 size_t ldy) {                                                                       \
-    rt_rows x = rt_rows_of(act, stride, k, m);                                                                       \
-    rt_group_##name(tile, k, &x, m, y, ldy);                                                                         \
-  }                                                                                                                  \
-  static void rt_linear_##name(const uint8_t *packed, int k, int first, int last, const uint8_t *act, size_t stride, \
-                               int m, float *y, size_t ldy) {                                                        \
-    size_t group_bytes = (size_t)((k + tile_k - 1) / tile_k) * tile_bytes;                                           \
-    for (int g = first; g < last; g++, y += 16) {                                                                    \
-      const uint8_t *tile = packed + g * group_bytes;                                                                \
-      int t = rt_wide_##name(tile, k, act, stride, m, y, ldy);                                                       \
-      for (; V_DOT_TOKENS > 1 && m - t >= V_DOT_TOKENS; t += V_DOT_TOKENS)                                           \
-        rt_tokens_##name(tile, k, act + t * stride, stride, V_DOT_TOKENS, y + t * ldy, ldy);                         \
-      for (; V_DOT_TOKENS > 2 && m - t >= 2; t += 2)                                                                 \
-        rt_tokens_##name(tile, k, act + t * stride, stride, 2, y + t * ldy, ldy);                                    \
-      for (; t < m; t++) rt_tokens_##name(tile, k, act + t * stride, stride, 1, y + t * ldy, ldy);                   \
-    }                                                                                                                \
+/* ---- groups [first, last) for m tokens: widened, by fours, twos and ones; a group stays in cache meanwhile ----
+ * A function for each: what one keeps in registers is not the others' trouble. */
+#define RT_TOKENS(name, m)                                                                                            \
+  static __attribute__((noinline)) void rt_tokens##m##_##name(const uint8_t *tile, int k, const uint8_t *act,         \
+                                                              size_t stride, float *y, size_t ldy) {                  \
+    rt_rows x = rt_rows_of(act, stride, k, m);                                                                        \
+    rt_group_##name(tile, k, &x, m, y, ldy);                                                                          \
+  }
+#define RT_PASS(name, m) \
+  for (; left >= m; left -= m, act += m * stride, y += m * ldy) rt_tokens##m##_##name(tile, k, act, stride, y, ldy);
+#if V_DOT_TOKENS == 4
+#define RT_EACH(what, name) what(name, 4) what(name, 2) what(name, 1)
+#elif V_DOT_TOKENS == 2
+#define RT_EACH(what, name) what(name, 2) what(name, 1)
+#else
+#define RT_EACH(what, name) what(name, 1)
+#endif
+#define RT_LINEAR(name, tile_k, tile_bytes)                                                                           \
+  RT_EACH(RT_TOKENS, name)                                                                                            \
+  V_INLINE void rt_all_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y,         \
+                              size_t ldy) {                                                                           \
+    int done = rt_wide_##name(tile, k, act, stride, m, y, ldy), left = m - done;                                      \
+    act += done * stride, y += done * ldy;                                                                            \
+    RT_EACH(RT_PASS, name)                                                                                            \
+  }                                                                                                                   \
+  static void rt_linear_##name(const uint8_t *packed, int k, int first, int last, const uint8_t *act, size_t stride,  \
+                               int m, float *y, size_t ldy) {                                                         \
+    size_t group_bytes = (size_t)((k + tile_k - 1) / tile_k) * tile_bytes;                                            \
+    for (int g = first; g < last; g++, y += 16) rt_all_##name(packed + g * group_bytes, k, act, stride, m, y, ldy);   \
   }
 
 #define FORMAT(name, ggml_type, block_weights, block_bytes, tile_k, packed_bytes, form, sub, bits, offset) \

@@ -165,14 +165,15 @@ V_INLINE __m256i v_eight(const int16_t *p) { /* 8 bytes, repeated */
   return _mm256_set1_epi64x(x);
 }
 
-/* Up to 5 bits meet each plane of the activation, and pairs of k stay in s16 as long as no sum of them can leave it: 8 steps
- * of 4 bits, 8 * 2 * 15 * 128 = 30720, 4 of 5. Wider ones widen to 16 bits against zero, in each 128-bit lane rows 0 1 | 2 3,
- * and meet q: products of pairs of k in s32; the last horizontal add joins the pairs and restores the order of rows. */
+/* Up to 5 bits, and 6 for one token, meet each plane of the activation, and pairs of k stay in s16 as long as no sum of them
+ * can leave it: 8 steps of 4 bits, 8 * 2 * 15 * 128 = 30720, 4 of 5, 2 of 6. Wider ones widen to 16 bits against zero, in each
+ * 128-bit lane rows 0 1 | 2 3, and meet q: products of pairs of k in s32; the last horizontal add joins the pairs and restores
+ * the order of rows. */
 typedef struct v_sums {
-  __m256i high[V_DOT_TOKENS][2], low[V_DOT_TOKENS][2], wide[V_DOT_TOKENS][4], sum[V_DOT_TOKENS][2];
+  __m256i high[V_DOT_TOKENS][2], low[V_DOT_TOKENS][2], wide[V_DOT_TOKENS][4], sum[V_DOT_TOKENS][2], last;
 } v_sums;
 
-V_INLINE int v_planes_fit(int bits) { return bits <= 5; }
+V_INLINE int v_planes_fit(int bits, int m) { return bits <= 5 || (bits == 6 && m == 1); }
 V_INLINE int v_steps_in_s16(int bits) { return 32767 / (2 * 128 * ((1 << bits) - 1)); }
 
 V_INLINE void v_sums_begin(v_sums *restrict s, int m) {
@@ -194,7 +195,7 @@ V_INLINE void v_sums_join(v_sums *restrict s, int m) {
 
 V_INLINE void v_sums_step(v_sums *restrict s, v64b u, int bits, int j, const int16_t *const *q, const int8_t *const *high,
                           const int8_t *const *low, int at, int m) {
-  if (v_planes_fit(bits)) {
+  if (v_planes_fit(bits, m)) {
     __m256i w[2] = {u.a, u.b};
     if (j > 0 && j % v_steps_in_s16(bits) == 0) v_sums_join(s, m);
     for (int t = 0; t < m; t++) {
@@ -204,6 +205,7 @@ V_INLINE void v_sums_step(v_sums *restrict s, v64b u, int bits, int j, const int
         s->low[t][c] = v_chain(_mm256_add_epi16(s->low[t][c], _mm256_maddubs_epi16(w[c], xl)));
       }
     }
+    s->last = s->low[0][0];
   } else {
     const __m256i zero = _mm256_setzero_si256();
     __m256i w[4] = {_mm256_unpacklo_epi8(u.a, zero), _mm256_unpackhi_epi8(u.a, zero), _mm256_unpacklo_epi8(u.b, zero),
@@ -212,19 +214,21 @@ V_INLINE void v_sums_step(v_sums *restrict s, v64b u, int bits, int j, const int
       __m256i x = v_eight(q[t] + at);
       for (int c = 0; c < 4; c++) s->wide[t][c] = v_chain(_mm256_add_epi32(s->wide[t][c], _mm256_madd_epi16(w[c], x)));
     }
+    s->last = s->wide[0][0];
   }
 }
 
 V_INLINE const uint8_t *v_after(const uint8_t *p, const v_sums *s, int bits) {
-  __asm__("" : "+r"(p) : "x"(v_planes_fit(bits) ? s->low[0][0] : s->wide[0][0]));
+  (void)bits;
+  __asm__("" : "+r"(p) : "x"(s->last));
   return p;
 }
 
 V_INLINE void v_sums_end(v_sums *restrict s, int bits, int steps, int m, v16i *restrict sum) {
   (void)steps;
-  if (v_planes_fit(bits)) v_sums_join(s, m);
+  if (v_planes_fit(bits, m)) v_sums_join(s, m);
   for (int t = 0; t < m; t++)
-    sum[t] = v_planes_fit(bits) ? (v16i){s->sum[t][0], s->sum[t][1]}
+    sum[t] = v_planes_fit(bits, m) ? (v16i){s->sum[t][0], s->sum[t][1]}
                                 : (v16i){_mm256_hadd_epi32(s->wide[t][0], s->wide[t][1]),
                                          _mm256_hadd_epi32(s->wide[t][2], s->wide[t][3])};
 }
