@@ -22,6 +22,8 @@ if SANITIZE:
     # Without the tracking of variables, which takes longer to compile than all else.
     FLAGS += [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-fno-var-tracking"]
     LINK += [f"-fsanitize={SANITIZE}"]
+elif not os.environ.get("RT_DEBUG"):
+    FLAGS += ["-g0"]  # what Python's own flags ask for doubles the time and is stripped from the modules anyway
 if os.environ.get("RT_DEBUG"):
     FLAGS += ["-DRT_DEBUG=1"]
 
