@@ -13,8 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_tokenizer import EDGES, TEXTS
 
-from pyruntime.errors import ModelInvalid
+from pyruntime.errors import FieldInvalid, ModelInvalid
 from pyruntime.tokenizer import Detokenizer, Tokenizer
+from pyruntime.tokenizer.chat import ChatTemplate
 from pyruntime.weights.gguf import GGUFModel
 
 spm = pytest.importorskip("sentencepiece")
@@ -330,3 +331,29 @@ def test_gemma_facts(real) -> None:
     assert ours.decode(np.arange(236, 300).tolist()[2:]).startswith("\x00\x01\x02")
     with pytest.raises(ModelInvalid, match="no chat template"):
         ours.encode_chat([{"role": "user", "content": "Hi"}])
+
+
+TURNS = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set first = messages[0]['content'] + '\\n\\n' %}
+{%- set turns = messages[1:] %}{% else %}{% set first = '' %}{% set turns = messages %}{% endif %}
+{%- for turn in turns %}{% if (turn['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns must alternate') }}
+{%- endif %}{{ '<start_of_turn>' + ('model' if turn['role'] == 'assistant' else turn['role']) + '\\n' }}
+{{- first if loop.first else '' }}
+{{- turn['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
+
+
+def test_gemma_turns(real) -> None:
+    """As the instruction-tuned models' files write them: rendered as transformers does, 6,249 special tokens kept apart from
+    what the caller wrote."""
+    template_utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    ours = real[0]
+    template = ChatTemplate(ours, TURNS)
+    messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": " Hi <end_of_turn> <unused7>  there\n\n"},
+                {"role": "assistant", "content": "Hello!"}, {"role": "user", "content": "▁<bos>"}]
+    text, ids = template.encode(messages)
+    assert text == template_utils.render_jinja_template(
+        [messages], chat_template=TURNS, add_generation_prompt=True, bos_token="<bos>", eos_token="<eos>")[0][0]
+    assert [i for i in ids if i in ours.special_ids] == [2, 105, 106, 105, 106, 105, 106, 105]
+    assert ours.decode(ids) == text.replace("▁", " ")
+    with pytest.raises(FieldInvalid, match="turns must alternate"):
+        template.encode(messages[2:])
