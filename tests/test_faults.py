@@ -31,7 +31,7 @@ def _build(tree: Path) -> None:
     shutil.copytree(ROOT / "csrc", tree / "csrc")
     plant(tree / "csrc")
     table = tree / "csrc/isa/table.c"
-    table.write_text("#define rt_kernels_avx512 rt_kernels_scalar\n" + table.read_text())
+    table.write_text("#define rt_kernels_avx512 rt_kernels_scalar\n#define rt_kernels_amx rt_kernels_scalar\n" + table.read_text())
     (tree / "csrc/fault.h").write_text("extern int rt_fault;\n")
     (tree / "csrc/fault.c").write_text('__attribute__((visibility("default"))) int rt_fault;\n')
     shutil.copytree(Path(pyruntime.__file__).parent, tree / "pyruntime", ignore=shutil.ignore_patterns("_engine*", "__pycache__"))

@@ -88,7 +88,8 @@ def test_features_agree_with_the_system():
             flags = next(line for line in file if line.startswith("flags")).split(":")[1].split()
     except (OSError, StopIteration):
         pytest.skip("no x86 /proc/cpuinfo")
-    needs = {"scalar": "", "avx2": "avx2 fma f16c", "avx512": "avx512f avx512bw avx512vl avx512dq avx512_vnni"}
+    wide = "avx512f avx512bw avx512vl avx512dq avx512_vnni"
+    needs = {"scalar": "", "avx2": "avx2 fma f16c", "avx512": wide, "amx": f"{wide} avx512_bf16 amx_tile amx_int8 amx_bf16"}
     for name, missing in _engine.isas():
         assert missing.split() == [flag for flag in needs[name].split() if flag not in flags]
 

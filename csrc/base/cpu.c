@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "base/cpu.h"
 
 #include <stdbool.h>
@@ -6,6 +7,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -23,13 +28,17 @@ const char *rt_isa_name(int32_t isa) { return isa >= 0 && isa < rt_isa_count() ?
 
 #if defined(__x86_64__)
 enum { EAX, EBX, ECX, EDX };
-enum { YMM_STATE = 0x6, ZMM_STATE = 0xe6 }; /* bits of XCR0 the system must have set to keep these registers */
+enum { YMM_STATE = 0x6, ZMM_STATE = 0xe6, TILE_STATE = 0x600e6 }; /* bits of XCR0 the system must have set to keep these registers */
 
-static const struct feature { const char *name; unsigned leaf, reg, bit, state; } features[] = {
-  {"fma", 1, ECX, 12, YMM_STATE},        {"f16c", 1, ECX, 29, YMM_STATE},       {"avx2", 7, EBX, 5, YMM_STATE},
-  {"avx512f", 7, EBX, 16, ZMM_STATE},    {"avx512dq", 7, EBX, 17, ZMM_STATE},   {"avx512bw", 7, EBX, 30, ZMM_STATE},
-  {"avx512vl", 7, EBX, 31, ZMM_STATE},   {"avx512_vnni", 7, ECX, 11, ZMM_STATE},
+static const struct feature { const char *name; unsigned leaf, part, reg, bit, state; } features[] = {
+  {"fma", 1, 0, ECX, 12, YMM_STATE},         {"f16c", 1, 0, ECX, 29, YMM_STATE},     {"avx2", 7, 0, EBX, 5, YMM_STATE},
+  {"avx512f", 7, 0, EBX, 16, ZMM_STATE},     {"avx512dq", 7, 0, EBX, 17, ZMM_STATE}, {"avx512bw", 7, 0, EBX, 30, ZMM_STATE},
+  {"avx512vl", 7, 0, EBX, 31, ZMM_STATE},    {"avx512_vnni", 7, 0, ECX, 11, ZMM_STATE},
+  {"avx512_bf16", 7, 1, EAX, 5, ZMM_STATE},  {"amx_bf16", 7, 0, EDX, 22, TILE_STATE},
+  {"amx_tile", 7, 0, EDX, 24, TILE_STATE},   {"amx_int8", 7, 0, EDX, 25, TILE_STATE},
 };
+
+#define RT_GRANT "amx_permission" /* no feature of the CPU: what the system must grant where amx_tile is */
 
 static uint64_t register_state(void) {
   unsigned r[4] = {0}, low, high;
@@ -38,12 +47,23 @@ static uint64_t register_state(void) {
   return (uint64_t)high << 32 | low;
 }
 
+/* Linux gives a process the tiles' memory on request, once for all its threads; asking again changes nothing. */
+static bool tiles_granted(void) {
+#if defined(__linux__)
+  enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
+  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
+#else
+  return false;
+#endif
+}
+
 static bool has(const char *name, size_t length) {
+  if (length == strlen(RT_GRANT) && memcmp(name, RT_GRANT, length) == 0) return !has("amx_tile", 8) || tiles_granted();
   for (size_t i = 0; i < sizeof features / sizeof *features; i++) {
     const struct feature *f = &features[i];
     if (strlen(f->name) != length || memcmp(f->name, name, length) != 0) continue;
     unsigned r[4] = {0};
-    return __get_cpuid_count(f->leaf, 0, &r[EAX], &r[EBX], &r[ECX], &r[EDX]) && (r[f->reg] >> f->bit & 1) &&
+    return __get_cpuid_count(f->leaf, f->part, &r[EAX], &r[EBX], &r[ECX], &r[EDX]) && (r[f->reg] >> f->bit & 1) &&
            (register_state() & f->state) == f->state;
   }
   return false;

@@ -11,15 +11,35 @@
 
 enum { RT_BF16_MOST = 256 };
 
+#ifdef V_TILES
+typedef uint16_t rt_wide; /* 32 k of 16 rows: the operand of a tile product, [16 pair of k][16 row][2] */
+V_INLINE void rt_pair_bf16(rt_wide *restrict w, int k, v16f even, v16f odd) { v_store_pairs(w + k * 16, even, odd); }
+#else
+typedef float rt_wide; /* 32 k of 16 rows, [32][16] */
+V_INLINE void rt_pair_bf16(rt_wide *restrict w, int k, v16f even, v16f odd) {
+  v_store(w + k * 16, v_round_bf16(even));
+  v_store(w + k * 16 + 16, v_round_bf16(odd));
+}
+#endif
+enum { RT_WIDE_PART = 32 * 16 };
+
 /* How a format's weights come out: 32 k of 16 rows at a time, `part` of a tile. */
 typedef struct rt_spread {
-  void (*part)(const uint8_t *restrict tile, int part, float *restrict w /* [32 k][16 row] */);
+  void (*part)(const uint8_t *restrict tile, int part, rt_wide *restrict w /* [RT_WIDE_PART] */);
   int tile_k;
   size_t tile_bytes;
 } rt_spread;
 
+V_INLINE size_t rt_group_bytes_of(const rt_spread *f, int k) { return (size_t)((k + f->tile_k - 1) / f->tile_k) * f->tile_bytes; }
+V_INLINE void rt_spread_at(const rt_spread *f, const uint8_t *group, int k, rt_wide *restrict w) {
+  f->part(group + (size_t)(k / f->tile_k) * f->tile_bytes, k % f->tile_k / 32, w);
+}
+
+#ifdef V_TILES
+#include "ops/tiles_bf16.h"
+#else
 /* acc[t] += 32 k of w[32][16] times x[t * stride], for `tokens` of them. */
-V_INLINE void rt_chains_bf16(const float *restrict w, const float *restrict x, size_t stride, int tokens, v16f *restrict acc) {
+V_INLINE void rt_chains_bf16(const rt_wide *restrict w, const float *restrict x, size_t stride, int tokens, v16f *restrict acc) {
   v16f even[V_BF16_TOKENS], odd[V_BF16_TOKENS];
   for (int t = 0; t < tokens; t++) even[t] = odd[t] = v_zero();
 #pragma GCC unroll 16
@@ -36,13 +56,13 @@ V_INLINE void rt_chains_bf16(const float *restrict w, const float *restrict x, s
 }
 
 /* One group for m <= RT_BF16_MOST tokens. x: [m][kp], `stride` floats apart. */
-static void rt_group_bf16(const rt_spread *f, const uint8_t *tile, int k, const float *x, size_t stride, int m, float *y,
+static void rt_group_bf16(const rt_spread *f, const uint8_t *group, int k, const float *x, size_t stride, int m, float *y,
                           size_t ldy) {
-  _Alignas(64) float w[32 * 16];
+  _Alignas(64) rt_wide w[RT_WIDE_PART];
   v16f acc[RT_BF16_MOST];
   for (int t = 0; t < m; t++) acc[t] = v_zero();
   for (int at = 0; at < k; at += 32) {
-    f->part(tile + (size_t)(at / f->tile_k) * f->tile_bytes, at % f->tile_k / 32, w);
+    rt_spread_at(f, group, at, w);
     int t = 0;
     for (; V_BF16_TOKENS > 1 && m - t >= V_BF16_TOKENS; t += V_BF16_TOKENS)
       rt_chains_bf16(w, x + t * stride + at, stride, V_BF16_TOKENS, acc + t);
@@ -53,28 +73,24 @@ static void rt_group_bf16(const rt_spread *f, const uint8_t *tile, int k, const 
 
 static void rt_groups_bf16(const rt_spread *f, const uint8_t *packed, int k, int first, int last, const uint8_t *act,
                            size_t act_stride, int m, float *y, size_t ldy) {
-  size_t group_bytes = (size_t)((k + f->tile_k - 1) / f->tile_k) * f->tile_bytes;
   for (int g = first; g < last; g++, y += 16)
     for (int t = 0; t < m; t += RT_BF16_MOST)
-      rt_group_bf16(f, packed + g * group_bytes, k, rt_act_at((uint8_t *)(uintptr_t)(act + t * act_stride), k).x,
+      rt_group_bf16(f, packed + g * rt_group_bytes_of(f, k), k, rt_act_at((uint8_t *)(uintptr_t)(act + t * act_stride), k).x,
                     act_stride / sizeof(float), m - t < RT_BF16_MOST ? m - t : RT_BF16_MOST, y + t * ldy, ldy);
 }
 
-/* ---- 32 k of each format ---- */
-V_INLINE void rt_pair_bf16(float *restrict w, int k, v16f even, v16f odd) {
-  v_store(w + k * 16, v_round_bf16(even));
-  v_store(w + k * 16 + 16, v_round_bf16(odd));
-}
+#endif
 
+/* ---- 32 k of each format ---- */
 #define RT_SPREAD_FLOAT(name, sub, offset)                                                              \
-  static void rt_spread_##name(const uint8_t *restrict tile, int part, float *restrict w) {             \
+  static void rt_spread_##name(const uint8_t *restrict tile, int part, rt_wide *restrict w) {             \
     for (int k = 0; k < 32; k += 2)                                                                     \
       rt_pair_bf16(w, k, rt_row_##name(tile, part * 32 + k), rt_row_##name(tile, part * 32 + k + 1));   \
   }
 
 /* Steps [8 * second, 8 * second + 8) of a span; `second` a constant, as the formats' steps want. */
 #define RT_SPREAD_BLOCK(name, sub, offset, VALUE)                                                                  \
-  V_INLINE void rt_steps_##name(const uint8_t *restrict tile, int span, int second, float *restrict w) {           \
+  V_INLINE void rt_steps_##name(const uint8_t *restrict tile, int span, int second, rt_wide *restrict w) {           \
     enum { STEPS = sub / 4 };                                                                                      \
     const v16f zero = v_set1((float)(offset));                                                                     \
     _Pragma("GCC unroll 8") for (int j = 0; j < 8; j++) {                                                          \
@@ -86,7 +102,7 @@ V_INLINE void rt_pair_bf16(float *restrict w, int k, v16f even, v16f odd) {
       rt_pair_bf16(w, j * 4 + 2, n[2], n[3]);                                                                      \
     }                                                                                                              \
   }                                                                                                                \
-  static void rt_spread_##name(const uint8_t *restrict tile, int part, float *restrict w) {                        \
+  static void rt_spread_##name(const uint8_t *restrict tile, int part, rt_wide *restrict w) {                        \
     if (part % 2) rt_steps_##name(tile, part / 2, 1, w);                                                           \
     else rt_steps_##name(tile, part / 2, 0, w);                                                                    \
   }
