@@ -28,10 +28,10 @@ class Instruction(NamedTuple):
 
 
 def levels() -> dict[str, list[str]]:
-    """Features of each set of x86-64."""
+    """Features of each set of x86-64, without what the system grants (csrc/base/cpu.c)."""
     text = (ROOT / "csrc/defs/isas.def").read_text()
     found = re.findall(r'^ISA\((\w+), "([^"]*)"\)', text.split("#elif")[0], re.M)
-    return {name: needs.split() for name, needs in found}
+    return {name: [need for need in needs.split() if need != "amx_permission"] for name, needs in found}
 
 
 def functions(path: Path) -> dict[str, list[Instruction]]:
