@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyruntime._core._weights import GGUFFile, packed_bytes
+from pyruntime._core._weights import FormatInfo, GGUFFile, formats, packed_bytes
 from pyruntime.errors import ModelInvalid, ModelNotFound
 from pyruntime.plan import Weight
+from pyruntime.quant.r16 import NO_GGML_TYPE
 from pyruntime.weights import FORMATS, load_weights
 from pyruntime.weights.gguf import GGUFModel
 from pyruntime.weights.gguf_writer import Tensor, write_gguf
@@ -178,6 +179,60 @@ def test_corpus(path: Path) -> None:
 def test_the_corpus_holds_every_class() -> None:
     held = {p.name: p.read_bytes() for p in CORPUS.iterdir()}
     assert {name: content for name, (content, _) in CASES.items()}.items() <= held.items()
+
+
+# ---- sizes, in every format ----
+
+def sizes(format: FormatInfo) -> dict[str, tuple[list[int], int, str | None]]:
+    """name -> (dims, bytes of data, what the error says; None: readable)."""
+    block, bytes_ = format.block_weights, format.block_bytes
+    lies: dict[str, tuple[list[int], int, str | None]] = {
+        "one block": ([block], bytes_, None),
+        "rows of several blocks": ([3 * block, 17], 3 * 17 * bytes_, None),
+        "a byte is missing": ([block, 2], 2 * bytes_ - 1, "tensor t: .* but the file has"),
+        "its bytes wrap to one block's": ([block, 2**64 // bytes_ + 1], bytes_, "tensor t: .*(does not fit|but the file has)"),
+        "its rows wrap": ([block, 2**33, 2**33], 4096, "tensor t: its size does not fit in 64 bits"),
+        "its blocks wrap": ([2**64 - block, 2**10], 4096, "tensor t: its size does not fit in 64 bits"),
+        "its weights wrap to none": ([block * 2**32, 2**32 // bytes_ * 2**20], 4096, "tensor t: .*(does not fit|but the file has)"),
+    }
+    if block > 1:
+        for k in {1, block - 1, block + 1, 3 * block // 2 + (3 * block // 2 % block == 0), 2**64 - 1}:
+            lies[f"rows of {k}"] = ([k, 2], 1 << 16, f"tensor t: rows of {k} are not whole blocks of {block}")
+    return lies
+
+
+IN_FILES = [format for format in formats() if format.ggml_type != NO_GGML_TYPE]
+
+
+@pytest.mark.parametrize("format", IN_FILES, ids=lambda f: f.name)
+def test_sizes_in_every_format(format: FormatInfo, scratch: Any) -> None:
+    for what, (dims, data, match) in sizes(format).items():
+        path = scratch(gguf_file([], [tensor("t", dims, format.ggml_type, 0)], data))
+        if match is None:
+            read_everything(path)
+        else:
+            with pytest.raises(ModelInvalid, match=match):
+                GGUFFile(path)
+                raise AssertionError(what)
+
+
+@pytest.mark.parametrize("format", range(len(FORMATS)), ids=FORMATS)
+def test_a_packed_size_that_wraps_is_none(format: int) -> None:
+    """Padding to 16 rows and whole tiles makes more of what the file holds: that product is checked too."""
+    block, tile = formats()[format].block_weights, formats()[format].packed_bytes
+    assert packed_bytes(format, 1, block) > 0
+    wraps = 2**64 // tile * 16 + 16
+    for rows, k in ((2**64 - 1, block), (1, 2**64 - block), (2**33, block * 2**33), (wraps, block), (0, block), (1, 0)):
+        assert packed_bytes(format, rows, k) == 0, (rows, k)
+    assert block == 1 or packed_bytes(format, 16, block + 1) == 0
+
+
+def test_a_format_without_a_number_is_no_type(scratch: Any) -> None:
+    """Formats that no file holds share a number in our table; a file that says it means nothing by it."""
+    file = GGUFFile(scratch(gguf_file([], [tensor("t", [64, 16], NO_GGML_TYPE, 0)], 1024)))
+    assert file.tensors["t"].format == f"type {NO_GGML_TYPE}" and file.raw("t").nbytes == 0
+    with pytest.raises(ModelInvalid, match="tensor t is stored as type 4294967295"):
+        file.supported("t")
 
 
 # ---- mutations of a valid file ----
