@@ -19,8 +19,10 @@ FLAGS = ["-std=gnu11", "-O1" if SANITIZE else "-O3", "-fPIC", "-ffp-contract=off
          "-fopenmp"]
 LINK = ["-fopenmp"]
 if SANITIZE:
-    # Without the tracking of variables, which takes longer to compile than all else.
+    # The tracking of variables takes longer to compile than all else; checks inside the kernels, and of their scopes, come next.
     FLAGS += [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-fno-var-tracking"]
+    if "address" in SANITIZE:
+        FLAGS += ["-fno-sanitize-address-use-after-scope", "--param", "asan-instrumentation-with-call-threshold=0"]
     LINK += [f"-fsanitize={SANITIZE}"]
 elif not os.environ.get("RT_DEBUG"):
     FLAGS += ["-g0"]  # what Python's own flags ask for doubles the time and is stripped from the modules anyway
