@@ -38,6 +38,7 @@ class ModelConfig:
     rope_scaling: RopeScaling = RopeScaling()
     tied: bool = True
     qkv_bias: bool = False
+    out_bias: bool = False             # attention's output projection adds one
     qk_norm: bool = False
     activation: str = "silu"
     query_scale: float = 0.0           # what scores are multiplied by; 0 = 1 / sqrt(head_dim)
@@ -59,39 +60,73 @@ def embedding_rows(tensors: Mapping[str, tuple[int, ...]], file: str) -> int:
 
 
 class Metadata:
-    """Typed, range-checked reading of a file's key-value metadata; errors name the file and the key."""
+    """Typed, range-checked reading of a file's key-value metadata; errors name the file and the key.
 
-    def __init__(self, values: Mapping[str, object], file: str) -> None:
+    A value that is None (JSON's null) is as good as absent. `within` is where `values` lie inside a larger object.
+    """
+
+    def __init__(self, values: Mapping[str, object], file: str, within: str = "") -> None:
         self.values = values
         self.file = file
+        self.within = within
 
     def _get(self, key: str, default: object, wanted: str) -> object:
-        if key in self.values:
-            return self.values[key]
+        if (value := self.values.get(key)) is not None:
+            return value
         if default is None:
-            raise ModelInvalid(f"{self.file}: metadata '{key}' is missing; the file needs it as {wanted}")
+            raise ModelInvalid(f"{self._at(key)} is missing; the file needs it as {wanted}")
         return default
+
+    def _at(self, key: str) -> str:
+        return f"{self.file}: metadata '{self.within}{key}'"
 
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
         """A whole number within [low, high]."""
         value = self._get(key, default, "a whole number")
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ModelInvalid(f"{self.file}: metadata '{key}' is {_short(value)}; it must be a whole number, {low} to {high}")
+            raise ModelInvalid(f"{self._at(key)} is {_short(value)}; it must be a whole number, {low} to {high}")
         return value
 
     def real(self, key: str, low: float, high: float, default: float | None = None) -> float:
         """A finite number within [low, high]."""
         value = self._get(key, default, "a number")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise ModelInvalid(f"{self.file}: metadata '{key}' is {_short(value)}; it must be a number, {low:g} to {high:g}")
+            raise ModelInvalid(f"{self._at(key)} is {_short(value)}; it must be a number, {low:g} to {high:g}")
         return float(value)
 
     def text(self, key: str, default: str | None = None) -> str:
         """A string."""
         value = self._get(key, default, "text")
         if not isinstance(value, str):
-            raise ModelInvalid(f"{self.file}: metadata '{key}' is {_short(value)}; it must be text")
+            raise ModelInvalid(f"{self._at(key)} is {_short(value)}; it must be text")
         return value
+
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        """True or false."""
+        value = self._get(key, default, "true or false")
+        if not isinstance(value, bool):
+            raise ModelInvalid(f"{self._at(key)} is {_short(value)}; it must be true or false")
+        return value
+
+    def choice(self, key: str, known: Mapping[str, str], default: str | None = None) -> str:
+        """What one of the known words stands for."""
+        if (value := self.text(key, default)) not in known:
+            raise ModelInvalid(f"{self._at(key)} is {_short(value)}, which is not supported; known: {', '.join(known)}")
+        return known[value]
+
+    def choices(self, key: str, known: Mapping[str, str], count: int) -> list[str]:
+        """What a list of `count` known words stands for."""
+        value = self._get(key, None, f"{count} words")
+        if not isinstance(value, list) or len(value) != count or not all(isinstance(v, str) and v in known for v in value):
+            raise ModelInvalid(f"{self._at(key)} is {_short(value)}; it must be {count} of {', '.join(known)}")
+        return [known[v] for v in value]
+
+    def inside(self, key: str) -> Metadata:
+        """An object within this one, empty where there is none."""
+        value = self._get(key, {}, "an object")
+        if not isinstance(value, Mapping):
+            raise ModelInvalid(f"{self._at(key)} is {_short(value)}; it must be an object")
+        return Metadata(value, self.file, f"{self.within}{key}.")
 
 
 def _short(value: object) -> str:

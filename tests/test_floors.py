@@ -16,7 +16,7 @@ PACKAGE = ROOT / "pyruntime"
 #: from the ground up; a module may import from floors below its own and from its own
 FLOORS = [
     {"errors", "version"},
-    {"plan", "types", "config"},
+    {"plan", "types", "config", "recipe"},
     {"models", "_core"},
     {"machine", "quant", "weights", "tokenizer", "store"},
     {"backends"},
@@ -30,7 +30,7 @@ FLOORS = [
 ]
 #: what a room may take from outside the standard library
 OUTSIDE = {
-    "errors": set(), "version": set(), "plan": set(), "config": set(), "types": {"numpy"}, "models": set(),
+    "errors": set(), "version": set(), "plan": set(), "config": set(), "recipe": set(), "types": {"numpy"}, "models": set(),
     "store": {"huggingface_hub"}, "machine": {"numpy"}, "quant": {"numpy"}, "weights": {"numpy"},
     "tokenizer": {"numpy", "jinja2"},
     "trace": {"numpy"}, "backends": {"numpy", "torch"}, "cache": {"numpy"}, "engine": {"numpy"},
@@ -108,7 +108,7 @@ def test_only_loading_trace_and_the_edges_choose_a_backend() -> None:
 
 
 def test_ground_floor_is_plain() -> None:
-    for name in ("plan", "config", "types", "errors"):
+    for name in ("plan", "config", "recipe", "types", "errors"):
         outside = {m.split(".")[0] for m in imports(PACKAGE / f"{name}.py")} - STANDARD - {"pyruntime"}
         assert outside <= {"numpy"}, name
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 from tiny_model import write_tiny
 
+from pyruntime.config import Metadata
 from pyruntime.errors import ModelInvalid
 from pyruntime.loading import open_model
-from pyruntime.models import families, llama
+from pyruntime.models import families, hf_families, llama
+from pyruntime.recipe import Taken
 
 
 def test_llama_3_frequencies_equal_transformers(tmp_path: Path) -> None:
@@ -51,3 +53,31 @@ def test_every_family_keeps_the_contract() -> None:
         plan = module.plan(module.tiny())
         assert name in module.ARCHITECTURES and plan.cuts[0] == 0 and isinstance(module.CONFIG_TENSORS, tuple)
         assert len({w.name for w in plan.weights}) == len(plan.weights)
+
+
+def test_every_hugging_face_family_keeps_the_contract() -> None:
+    for name, module in hf_families().items():
+        config = module.tiny()
+        recipes = module.hf_weights(config)
+        assert name in module.MODEL_TYPES and set(recipes) == {w.name for w in module.plan(config).weights}
+        for recipe in recipes.values():
+            for taken in recipe if isinstance(recipe, tuple) else (recipe,):
+                assert isinstance(taken, Taken) and not taken.tensor.startswith(module.HF_PREFIXES)
+        assert all(isinstance(pattern, str) for pattern in module.HF_SKIPPED)
+
+
+def test_hugging_face_rope_equals_transformers() -> None:
+    """llama3 and linear scaling of config.json, under both of its names, give transformers' frequencies."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    for scaling in ({"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                     "original_max_position_embeddings": 8192}, {"rope_type": "linear", "factor": 4.0}):
+        config = LlamaConfig(hidden_size=128, num_attention_heads=2, max_position_embeddings=131072, rms_norm_eps=1e-5,
+                             num_hidden_layers=1, rope_parameters={**scaling, "rope_theta": 5e5})
+        wanted = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, torch.device("cpu"))[0].double().numpy()
+        new = config.to_dict()
+        old = {**new, "rope_theta": 5e5, "rope_scaling": scaling, "rope_parameters": None}
+        for values in (new, old):
+            ours = llama.plan(llama.from_hf(Metadata(values, "config.json"), {})).ropes[0]
+            assert np.allclose(ours.inv_freq, wanted, rtol=1e-6, atol=0) and not ours.interleaved

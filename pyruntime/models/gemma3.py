@@ -1,14 +1,14 @@
 """Gemma 3, text: local and global layers, norms on both sides of every block, QK-norm, GeGLU (Gemma Team 2025).
 
-What GGUF files say and what the family knows: a norm's weight has its +1 already; head rows stand in halves, as Hugging Face
-has them; rotary scaling is the global layers' alone; the layers' pattern and the query scale may be left out.
+What files say and what the family knows: a norm's weight has its +1 already in GGUF and lacks it in Hugging Face's; head rows
+stand in halves in both; rotary scaling is the global layers' alone; the layers' pattern and the query scale may be left out.
 """
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from ..config import CONTEXT_MAX, HEADS_MAX, LAYERS_MAX, WIDTH_MAX, Metadata, ModelConfig, RopeScaling, embedding_rows
+from ..config import CONTEXT_MAX, HEADS_MAX, LAYERS_MAX, VOCAB_MAX, WIDTH_MAX, Metadata, ModelConfig, RopeScaling, embedding_rows
 from ..errors import ModelInvalid
 from ..plan import (
     Activation,
@@ -27,8 +27,12 @@ from ..plan import (
     Slot,
     Weight,
 )
+from ..recipe import ACTIVATIONS, Recipe, Taken, rope
 
 ARCHITECTURES = ("gemma3",)
+MODEL_TYPES = ("gemma3_text", "gemma3")    # the second with a picture's tower beside the text, of which nothing is read
+HF_PREFIXES = ("model.", "language_model.", "model.")
+HF_SKIPPED = ("lm_head.weight", "vision_tower.*", "multi_modal_projector.*")    # the head of a tied model is its embedding
 CONFIG_TENSORS: tuple[str, ...] = ()
 PERIOD = 6       # every sixth layer is global where the file names no pattern
 GROUPS = {True: "local", False: "global"}
@@ -71,6 +75,72 @@ def from_gguf(meta: Metadata, tensors: Mapping[str, tuple[int, ...]], vector: Ca
         local=_pattern(meta, f"{a}.attention.sliding_window_pattern", layers) if window else (),
         local_rope_theta=meta.real(f"{a}.rope.freq_base_swa", 1.0, 1e12, 1e4),
     )
+
+
+def from_hf(meta: Metadata, tensors: Mapping[str, tuple[int, ...]]) -> ModelConfig:
+    """Config from config.json and the tensors' shapes, by their names there. What it leaves out is as in `transformers`."""
+    if meta.text("model_type") == "gemma3":
+        meta = meta.inside("text_config")
+    layers = meta.integer("num_hidden_layers", 1, LAYERS_MAX, 26)
+    heads = meta.integer("num_attention_heads", 1, HEADS_MAX, 8)
+    kv_heads = meta.integer("num_key_value_heads", 1, heads, min(4, heads))
+    head_dim = meta.integer("head_dim", 2, 1024, 256)
+    if heads % kv_heads:
+        raise ModelInvalid(f"{meta.file}: {heads} query heads do not divide evenly over {kv_heads} key-value heads")
+    if head_dim % 2:
+        raise ModelInvalid(f"{meta.file}: metadata 'head_dim' is {head_dim}; it must be even")
+    if meta.real("attn_logit_softcapping", 0.0, 1e4, 0.0):
+        raise ModelInvalid(f"{meta.file}: metadata 'attn_logit_softcapping' is set; Gemma 3 caps no scores")
+    for name in ("attention_bias", "use_bidirectional_attention"):
+        if meta.flag(name, False):
+            raise ModelInvalid(f"{meta.file}: metadata '{name}' is set; that is not supported")
+    theta, scaling = rope(meta, head_dim, 1e6, "full_attention")
+    local_theta = meta.real("rope_local_base_freq", 1.0, 1e12, 1e4)
+    if "rope_parameters" in meta.values:
+        local_theta, none = rope(meta, head_dim, local_theta, "sliding_attention")
+        if none.kind != "none":
+            raise ModelInvalid(f"{meta.file}: rotary scaling of local layers is not supported")
+    if scaling.kind not in ("none", "linear"):
+        raise ModelInvalid(f"{meta.file}: rotary scaling '{scaling.kind}' is not supported; known: default, linear")
+    window = meta.integer("sliding_window", 0, CONTEXT_MAX, 4096)
+    return ModelConfig(
+        family="gemma3", layers=layers, width=meta.integer("hidden_size", 1, WIDTH_MAX, 2304), heads=heads, kv_heads=kv_heads,
+        head_dim=head_dim, hidden=meta.integer("intermediate_size", 1, WIDTH_MAX * 8, 9216),
+        vocab=meta.integer("vocab_size", 1, VOCAB_MAX, 262208),
+        context=meta.integer("max_position_embeddings", 1, CONTEXT_MAX, 131072), eps=meta.real("rms_norm_eps", 0.0, 1.0, 1e-6),
+        rope_theta=theta, rope_interleaved=False, rope_scaling=scaling, tied=meta.flag("tie_word_embeddings", True), qk_norm=True,
+        activation=meta.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh"),
+        query_scale=meta.real("query_pre_attn_scalar", 1e-6, 1e6, 256.0) ** -0.5,
+        final_softcap=meta.real("final_logit_softcapping", 0.0, 1e6, 0.0), window=window,
+        local=_layer_types(meta, layers) if window else (), local_rope_theta=local_theta,
+    )
+
+
+def _layer_types(meta: Metadata, layers: int) -> tuple[bool, ...]:
+    """Which layers are local: listed, or by the period."""
+    if meta.values.get("layer_types") is None:
+        key = "sliding_window_pattern" if "sliding_window_pattern" in meta.values else "_sliding_window_pattern"
+        return pattern(layers, meta.integer(key, 1, LAYERS_MAX, PERIOD))
+    kinds = meta.choices("layer_types", {"sliding_attention": "local", "full_attention": "global"}, layers)
+    return tuple(kind == "local" for kind in kinds)
+
+
+def hf_weights(config: ModelConfig) -> dict[str, Recipe]:
+    """Where each of the plan's weights stands in a checkpoint."""
+    outside = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight", "output.weight": "lm_head.weight"}
+    parts = {"attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm",
+             "ffn_norm": "pre_feedforward_layernorm", "post_ffw_norm": "post_feedforward_layernorm", "attn_q": "self_attn.q_proj",
+             "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+             "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "ffn_gate": "mlp.gate_proj",
+             "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+
+    def there(name: str) -> str:
+        if name in outside:
+            return outside[name]
+        _, layer, part, kind = name.split(".")
+        return f"layers.{layer}.{parts[part]}.{kind}"
+
+    return {w.name: Taken(there(w.name), plus=0.0 if w.k else 1.0) for w in plan(config).weights}
 
 
 def pattern(layers: int, period: int) -> tuple[bool, ...]:

@@ -1,14 +1,37 @@
-"""Llama and SmolLM: RMSNorm, rotary positions, grouped-query attention, SwiGLU, optional biases (Touvron et al. 2023)."""
+"""Llama and kin (SmolLM, Mistral, Qwen2): RMSNorm, rotary positions, grouped-query attention, SwiGLU, optional biases and windows
+(Touvron et al. 2023).
+
+GGUF files store a head's rows as interleaved pairs, Hugging Face's as halves.
+"""
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from ..config import CONTEXT_MAX, HEADS_MAX, LAYERS_MAX, WIDTH_MAX, Metadata, ModelConfig, RopeScaling, embedding_rows
+from ..config import CONTEXT_MAX, HEADS_MAX, LAYERS_MAX, VOCAB_MAX, WIDTH_MAX, Metadata, ModelConfig, RopeScaling, embedding_rows
 from ..errors import ModelInvalid
-from ..plan import Attention, CacheGroup, Embed, Gated, LinearAdd, Logits, NormLinear, Plan, Rope, RopeKV, Sample, Slot, Weight
+from ..plan import (
+    Activation,
+    Attention,
+    CacheGroup,
+    Embed,
+    Gated,
+    LinearAdd,
+    Logits,
+    NormLinear,
+    Plan,
+    Rope,
+    RopeKV,
+    Sample,
+    Slot,
+    Weight,
+)
+from ..recipe import ACTIVATIONS, Recipe, Taken, rope
 
 ARCHITECTURES = ("llama",)
+MODEL_TYPES = ("llama", "mistral", "qwen2")
+HF_PREFIXES = ("model.",)
+HF_SKIPPED = ("layers.*.self_attn.rotary_emb.inv_freq", "lm_head.weight")    # the head of a tied model is its embedding
 FACTORS = "rope_freqs.weight"    # Llama 3.1 and later: what each rotary frequency is divided by
 CONFIG_TENSORS = (FACTORS,)      # read into the config, not by an op
 
@@ -43,6 +66,60 @@ def from_gguf(meta: Metadata, tensors: Mapping[str, tuple[int, ...]], vector: Ca
         rope_theta=meta.real(f"{a}.rope.freq_base", 1.0, 1e12, 1e4), rope_dims=rope_dims, rope_interleaved=True,
         rope_scaling=scaling, tied="output.weight" not in tensors, qkv_bias="blk.0.attn_q.bias" in tensors,
     )
+
+
+def from_hf(meta: Metadata, tensors: Mapping[str, tuple[int, ...]]) -> ModelConfig:
+    """Config from config.json and the tensors' shapes, by their names there. What it leaves out is as in `transformers`."""
+    kind = meta.text("model_type")
+    width = meta.integer("hidden_size", 1, WIDTH_MAX)
+    layers = meta.integer("num_hidden_layers", 1, LAYERS_MAX)
+    heads = meta.integer("num_attention_heads", 1, HEADS_MAX)
+    kv_heads = meta.integer("num_key_value_heads", 1, heads, min(8, heads) if kind == "mistral" else heads)
+    if heads % kv_heads:
+        raise ModelInvalid(f"{meta.file}: {heads} query heads do not divide evenly over {kv_heads} key-value heads")
+    head_dim = meta.integer("head_dim", 2, 1024, max(width // heads, 2))
+    if head_dim % 2:
+        raise ModelInvalid(f"{meta.file}: metadata 'head_dim' is {head_dim}; it must be even")
+    biased = kind == "llama" and meta.flag("attention_bias", False)
+    if kind == "llama" and meta.flag("mlp_bias", False):
+        raise ModelInvalid(f"{meta.file}: metadata 'mlp_bias' is set; biases in the feed-forward block are not supported")
+    theta, scaling = rope(meta, head_dim)
+    window, local = _windows(meta, kind, layers)
+    return ModelConfig(
+        family="llama", layers=layers, width=width, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
+        hidden=meta.integer("intermediate_size", 1, WIDTH_MAX * 8), vocab=meta.integer("vocab_size", 1, VOCAB_MAX),
+        context=meta.integer("max_position_embeddings", 1, CONTEXT_MAX, 2048), eps=meta.real("rms_norm_eps", 0.0, 1.0, 1e-6),
+        rope_theta=theta, rope_interleaved=False, rope_scaling=scaling, tied=meta.flag("tie_word_embeddings", False),
+        qkv_bias=biased or kind == "qwen2", out_bias=biased, activation=meta.choice("hidden_act", ACTIVATIONS, "silu"),
+        window=window, local=local,
+    )
+
+
+def _windows(meta: Metadata, kind: str, layers: int) -> tuple[int, tuple[bool, ...]]:
+    """Mistral's layers all see a window, if any; Qwen2's from `max_window_layers` on, where its config turns that on."""
+    if kind == "llama" or (kind == "qwen2" and not meta.flag("use_sliding_window", False)):
+        return 0, ()
+    if "sliding_window" in meta.values and meta.values["sliding_window"] is None:    # said to be none, unlike one left out
+        return 0, ()
+    first = meta.integer("max_window_layers", 0, LAYERS_MAX, 28) if kind == "qwen2" else 0
+    return meta.integer("sliding_window", 1, CONTEXT_MAX, 4096), tuple(i >= first for i in range(layers))
+
+
+def hf_weights(config: ModelConfig) -> dict[str, Recipe]:
+    """Where each of the plan's weights stands in a checkpoint."""
+    outside = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight", "output.weight": "lm_head.weight"}
+    parts = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
+             "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+             "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "ffn_gate": "mlp.gate_proj",
+             "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+
+    def there(name: str) -> str:
+        if name in outside:
+            return outside[name]
+        _, layer, part, kind = name.split(".")
+        return f"layers.{layer}.{parts[part]}.{kind}"
+
+    return {weight.name: Taken(there(weight.name)) for weight in plan(config).weights}
 
 
 def _factors(values: Sequence[float], pairs: int, meta: Metadata) -> tuple[float, ...]:
@@ -84,10 +161,12 @@ def plan(config: ModelConfig) -> Plan:
             RopeKV("qkv", "kv", layer=i, heads=c.heads, rope=0,
                    q_norm=need(b + "attn_q_norm.weight", c.head_dim) if c.qk_norm else None,
                    k_norm=need(b + "attn_k_norm.weight", c.head_dim) if c.qk_norm else None, eps=c.eps),
-            Attention("qkv", "mixed", "kv", layer=i, heads=c.heads, scale=1.0 / math.sqrt(c.head_dim)),
-            LinearAdd("mixed", "x", need(b + "attn_output.weight", c.width, q)),
+            Attention("qkv", "mixed", "kv", layer=i, heads=c.heads, scale=1.0 / math.sqrt(c.head_dim),
+                      window=c.window if c.local and c.local[i] else 0),
+            LinearAdd("mixed", "x", need(b + "attn_output.weight", c.width, q),
+                      need(b + "attn_output.bias", c.width) if c.out_bias else None),
             Gated("x", "hidden", norm=need(b + "ffn_norm.weight", c.width), gate=need(b + "ffn_gate.weight", c.hidden, c.width),
-                  up=need(b + "ffn_up.weight", c.hidden, c.width), eps=c.eps),
+                  up=need(b + "ffn_up.weight", c.hidden, c.width), activation=Activation[c.activation.upper()], eps=c.eps),
             LinearAdd("hidden", "x", need(b + "ffn_down.weight", c.width, c.hidden)),
         ]
     head = "token_embd.weight" if c.tied else need("output.weight", c.vocab, c.width)

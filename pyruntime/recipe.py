@@ -1,0 +1,78 @@
+"""What a family says about Hugging Face folders: where each of a plan's weights stands, and what config.json's words mean.
+
+Recipes are data, a closed set: a source (`weights/folder.py`) carries them out, piece by piece, and no family touches a tensor.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Union
+
+from .config import CONTEXT_MAX, Metadata, RopeScaling
+from .errors import ModelInvalid
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Where one of a plan's weights comes from in a checkpoint. Steps are taken in the order of the fields.
+
+    A matrix is [rows][k], a vector [rows]; dimensions of 1 that the plan's weight lacks do not count ([d][1][4] is [d][4]).
+    """
+
+    tensor: str                          # its name there, without the family's optional HF_PREFIXES
+    at: int | None = None                # of a stack [n][...], this one: experts in one tensor
+    transpose: bool = False              # the checkpoint has [k][rows], as GPT-2's Conv1D
+    rows: tuple[int, int] | None = None  # only these, counted after transposing: parts of a fused QKV
+    every: int = 0                       # `rows` counts anew in each block of so many rows: q, k, v of a head side by side
+    neg_exp: bool = False                # -exp(x) of every value: Mamba's A_log
+    plus: float = 0.0                    # added to every value: Gemma's norms hold w and mean 1 + w
+
+
+#: One weight's source; several are concatenated along rows.
+Recipe = Union[Taken, tuple[Taken, ...]]
+
+#: config.json's names for activations, and plan.Activation's. `gelu` is the erf form; the rest of GPT-2's kin use tanh's.
+ACTIVATIONS: Mapping[str, str] = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+}
+
+
+def rope(meta: Metadata, dims: int, theta: float = 1e4, kind: str = "") -> tuple[float, RopeScaling]:
+    """(theta, scaling) of `dims` rotated dimensions, from `rope_parameters` or from `rope_theta` and `rope_scaling`.
+
+    theta: where the file names none. kind: the layers' kind, where `rope_parameters` tells several apart.
+    """
+    parameters = meta.inside("rope_parameters")
+    if kind and kind in parameters.values:
+        parameters = parameters.inside(kind)
+    theta = parameters.real("rope_theta", 1.0, 1e12, meta.real("rope_theta", 1.0, 1e12, theta))
+    scaling = parameters if parameters.values else meta.inside("rope_scaling")
+    return theta, _scaling(scaling, dims, theta)
+
+
+def _scaling(meta: Metadata, dims: int, theta: float) -> RopeScaling:
+    name = meta.text("rope_type", meta.text("type", "default"))
+    if name == "default":
+        return RopeScaling()
+    if name == "linear":
+        return RopeScaling("linear", meta.real("factor", 1e-3, 1e4))
+    if name == "llama3":
+        return RopeScaling("factors", factors=_llama3(meta, dims, theta))
+    raise ModelInvalid(f"{meta.file}: rotary scaling '{name}' is not supported; known: default, linear, llama3")
+
+
+def _llama3(meta: Metadata, dims: int, theta: float) -> tuple[float, ...]:
+    """A divisor per pair: 1 for short waves, `factor` for those longer than the trained context, between them a ramp."""
+    factor = meta.real("factor", 1e-3, 1e4)
+    low, high = meta.real("low_freq_factor", 1e-3, 1e6), meta.real("high_freq_factor", 1e-3, 1e6)
+    trained = meta.integer("original_max_position_embeddings", 1, CONTEXT_MAX)
+    if high <= low:
+        raise ModelInvalid(f"{meta.file}: rotary scaling's high_freq_factor {high:g} must be above its low_freq_factor {low:g}")
+    divisors = []
+    for i in range(dims // 2):
+        turns = trained * theta ** (-2.0 * i / dims) / (2 * math.pi)    # of this pair, within the trained context
+        share = min(max((turns - low) / (high - low), 0.0), 1.0)
+        divisors.append(1.0 / ((1 - share) / factor + share))
+    return tuple(divisors)
