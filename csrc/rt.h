@@ -22,7 +22,10 @@ typedef struct rt_weight {
   size_t bytes;             /* of what is given: proven against format, rows and k when the engine is made */
 } rt_weight;
 
-typedef struct rt_group { int32_t layers, kv_heads, head_dim, k_format, v_format, pages; } rt_group;
+enum rt_group_kind { RT_PAGED, RT_LATENT, RT_STATE, RT_GROUP_KINDS }; /* plan.KINDS */
+
+/* window: what each attention op on the group sees at most, 0 = everything. width: f32 numbers of a state, a layer. */
+typedef struct rt_group { int32_t kind, layers, kv_heads, head_dim, k_format, v_format, window, width, pages; } rt_group;
 
 typedef struct rt_rope { const double *inv_freq; int32_t pairs, interleaved; double mscale; } rt_rope; /* inv_freq [pairs] */
 

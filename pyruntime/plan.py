@@ -10,6 +10,7 @@ from enum import IntEnum
 from typing import Union
 
 PAGE_TOKENS = 16  # tokens whose K and V one page holds
+KINDS = ("paged", "latent", "state")  # of cache groups, enum rt_group_kind
 
 
 class NormKind(IntEnum):
@@ -49,17 +50,20 @@ class Weight:
 class CacheGroup:
     """Layers whose K and V share pages of one shape and one block table per sequence.
 
-    kind is "paged"; "window", "latent", "state" and "cross" are the names later families use.
-    One page holds, per layer and KV head, K as [head_dim][PAGE_TOKENS] and V as [PAGE_TOKENS][head_dim].
+    kind is one of KINDS. "paged": one page holds, per layer and KV head, K as [head_dim][PAGE_TOKENS] and V as
+    [PAGE_TOKENS][head_dim]. "latent" and "state" name what `width` numbers of a layer are: of a token, of a sequence.
+    window > 0: every attention op of the group has a window of at most so many tokens.
     """
 
     name: str
     layers: int
-    kv_heads: int
-    head_dim: int
+    kv_heads: int = 0
+    head_dim: int = 0
     kind: str = "paged"
     k_format: str = "f16"
     v_format: str = "f16"
+    window: int = 0
+    width: int = 0
 
 
 @dataclass(frozen=True, slots=True)

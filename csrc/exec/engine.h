@@ -46,7 +46,8 @@ typedef struct rt_bound { enum rt_op_kind kind; rt_op_fields f; rt_linear linear
 
 typedef struct rt_cache { /* one group: [page][layer][kv_head][K [head_dim][16] | V [16][head_dim]] */
   rt_region memory;
-  int32_t layers, kv_heads, head_dim, pages;
+  enum rt_group_kind kind;
+  int32_t layers, kv_heads, head_dim, window, pages;
   rt_format k_format, v_format;
   size_t k_bytes, head_bytes, layer_bytes, page_bytes;
   int32_t *positions; /* [pages][16] stored position of each slot */

@@ -214,6 +214,8 @@ static bool bind_attention(const binding *b, rt_bound *o) {
     return false;
   if (f->qkv == f->out) return refuse(b, "it reads and writes slot %d", f->out);
   if (f->window < 0) return refuse(b, "window is %d; it must be 0 or more", f->window);
+  if (c->window > 0 && (f->window == 0 || f->window > c->window))
+    return refuse(b, "window is %d; its cache group keeps %d tokens", f->window, c->window);
   return true;
 }
 
@@ -282,12 +284,15 @@ static bool bind_group(const binding *b, int32_t i) {
   const rt_group *g = &b->plan->groups[i];
   rt_cache *c = &b->e->groups[i];
   rt_status *st = b->st;
+  if (g->kind != RT_PAGED) return rt_fail(st, RT_INVALID, "cache group %d is of kind %d; known: paged", i, g->kind), false;
   if (!range(st, "a cache group's layers", g->layers, 1, LAYERS_MOST) || !range(st, "kv_heads", g->kv_heads, 1, HEADS_MOST) ||
       !range(st, "head_dim", g->head_dim, 1, HEAD_DIM_MOST) || !range(st, "pages", g->pages, 1, PAGES_MOST) ||
+      !range(st, "a cache group's window", g->window, 0, INT32_MAX) ||
       !range(st, "k_format", g->k_format, 0, RT_FORMATS - 1) || !range(st, "v_format", g->v_format, 0, RT_FORMATS - 1))
     return false;
-  *c = (rt_cache){.layers = g->layers, .kv_heads = g->kv_heads, .head_dim = g->head_dim, .pages = g->pages,
-                  .k_format = (rt_format)g->k_format, .v_format = (rt_format)g->v_format};
+  *c = (rt_cache){.kind = (enum rt_group_kind)g->kind, .layers = g->layers, .kv_heads = g->kv_heads,
+                  .head_dim = g->head_dim, .window = g->window, .pages = g->pages, .k_format = (rt_format)g->k_format,
+                  .v_format = (rt_format)g->v_format};
   const rt_format_info *k = &rt_format_table[c->k_format], *v = &rt_format_table[c->v_format];
   if (!b->e->k->store_k[c->k_format] || !b->e->k->store_v[c->v_format])
     return rt_fail(st, RT_INVALID, "a cache in %s and %s is not supported; known: F32, F16, BF16, Q8_0", k->name, v->name), false;

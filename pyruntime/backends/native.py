@@ -10,7 +10,7 @@ import numpy as np
 from .. import machine
 from .._core import _engine
 from ..errors import EngineFailed, FieldInvalid, ModelInvalid
-from ..plan import NAMES, CacheGroup, Op, Plan
+from ..plan import KINDS, NAMES, CacheGroup, Op, Plan
 from ..types import Batch
 from ..weights import FORMATS, Stored, Weights
 
@@ -44,7 +44,7 @@ class NativeBackend:
         self._counts = (0, 0)
         self._engine: _engine.Engine | None = _engine.Engine(
             _words(plan), np.array([(s.width, s.per_row) for s in plan.slots], np.int32).reshape(-1, 2), _ordered(plan, weights),
-            np.array([_group(g, n) for g, n in zip(plan.groups, self.pages, strict=True)], np.int32).reshape(-1, 6),
+            np.array([_group(g, n) for g, n in zip(plan.groups, self.pages, strict=True)], np.int32).reshape(-1, 9),
             [(np.array(r.inv_freq, np.float64), r.interleaved, r.mscale) for r in plan.ropes], plan.vocab, plan.width,
             max_tokens=max_tokens, max_rows=max_rows, max_seqs=self.max_seqs, histories=histories, threads=self.threads,
             isa=[name for name, _ in _engine.isas()].index(self.isa), pool=machine.POOLS.index(self.pool),
@@ -133,9 +133,10 @@ def _format(name: str) -> int:
 
 def _group(group: CacheGroup, pages: int) -> tuple[int, ...]:
     """struct rt_group."""
-    if group.kind != "paged":
-        raise ModelInvalid(f"cache group {group.name} is of kind '{group.kind}'; known: paged")
-    return group.layers, group.kv_heads, group.head_dim, _format(group.k_format), _format(group.v_format), pages
+    if group.kind not in KINDS:
+        raise ModelInvalid(f"cache group {group.name} is of kind '{group.kind}'; known: {', '.join(KINDS)}")
+    return (KINDS.index(group.kind), group.layers, group.kv_heads, group.head_dim, _format(group.k_format),
+            _format(group.v_format), group.window, group.width, pages)
 
 
 def _words(plan: Plan) -> np.ndarray:
