@@ -12,12 +12,12 @@ from types import ModuleType
 from typing import Any
 
 from .backends.base import Backend
-from .cache.pages import pages_for
+from .cache.pages import Span, pages_for
 from .config import Metadata, ModelConfig
 from .engine.engine import Engine
 from .errors import FieldInvalid, ModelInvalid
 from .models import family
-from .plan import PAGE_TOKENS, Plan
+from .plan import PAGE_TOKENS, CacheGroup, Plan
 from .store import recommended, resolve
 from .tokenizer import Tokenizer
 from .types import SamplingParams
@@ -37,15 +37,18 @@ _FILE_DEFAULTS = {
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes a model takes: weights (packed, or mapped from the file in low-memory mode), KV cache, activations.
+    """Bytes a model takes: weights (packed, or mapped from the file in low-memory mode), KV cache and states, activations.
 
-    kv_tokens is what the cache holds; `available` is what this process could still take when it was planned."""
+    kv_tokens is what the cache holds, in `pages` pages of each cache group: no more of a group with a window than all
+    sequences' windows and chunks fill, and a state a sequence. `available` is what this process could still take when it was
+    planned."""
 
     weights: int
     kv: int
     activations: int
     kv_tokens: int
     available: int
+    pages: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -110,9 +113,8 @@ def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads
         with _shown(progress, file.name) as report:
             weights = load_weights(plan.weights, source, low_memory=low_memory, threads=threads or 0, progress=report)
         memory = _plan_memory(plan, weights, context, kv_tokens, max_running, chunk)
-        pages = (pages_for(memory.kv_tokens),) * len(plan.groups)
         made = _backend(backend, plan, weights, dict(
-            pages=pages, max_tokens=chunk + max_running, max_rows=max(64, max_running), histories=max_running),
+            pages=memory.pages, max_tokens=chunk + max_running, max_rows=max(64, max_running), histories=max_running),
             dict(threads=threads, isa=isa, pool=pool, precision=precision))
         return Model(_name(path, file), file, config, plan, weights, made, tokenizer, defaults, context,
                      max_running, chunk, memory, source.metadata)
@@ -175,24 +177,52 @@ def available_memory() -> int:
     return free
 
 
+def page_bytes(group: CacheGroup) -> int:
+    """Bytes of one page of a cache group in all its layers, or of one sequence's state."""
+    if group.kind == "state":
+        return 4 * group.layers * group.width
+    bits = KV_BITS[group.k_format] + KV_BITS[group.v_format]
+    return PAGE_TOKENS * int(group.layers * group.kv_heads * group.head_dim * bits / 8)
+
+
 def kv_bytes_per_token(plan: Plan) -> int:
-    """Bytes one token's K and V take in all layers of all groups."""
-    return sum(int(g.layers * g.kv_heads * g.head_dim * (KV_BITS[g.k_format] + KV_BITS[g.v_format]) / 8) for g in plan.groups)
+    """Bytes one token's K and V take in all layers of all groups, states left out."""
+    return sum(page_bytes(g) for g in plan.groups if g.kind != "state") // PAGE_TOKENS
+
+
+def state_bytes(plan: Plan) -> int:
+    """Bytes a sequence's states take, however long it is."""
+    return sum(page_bytes(g) for g in plan.groups if g.kind == "state")
+
+
+def _pages(plan: Plan, context: int, kv_tokens: int, max_running: int, chunk: int) -> tuple[int, ...]:
+    """Pages of each group that hold kv_tokens tokens of up to max_running sequences."""
+    most = [max_running * Span.of(g, chunk).most(context) for g in plan.groups]
+    return tuple(n if g.kind == "state" else min(n, pages_for(kv_tokens)) if g.window else pages_for(kv_tokens)
+                 for g, n in zip(plan.groups, most, strict=True))
 
 
 def _plan_memory(plan: Plan, weights: Weights, context: int, kv_tokens: int | None, max_running: int, chunk: int) -> MemoryPlan:
     """How much cache there is room for; FieldInvalid when what was asked for does not fit."""
-    per_token, available = kv_bytes_per_token(plan), available_memory()
+    available, all_tokens = available_memory(), context * max_running
+
+    def cache(tokens: int, some: Callable[[CacheGroup], bool] = lambda group: True) -> int:
+        pages = _pages(plan, context, tokens, max_running, chunk)
+        return sum(n * page_bytes(g) for g, n in zip(plan.groups, pages, strict=True) if some(g))
+
     if kv_tokens is None:
-        kv_tokens = max(PAGE_TOKENS, min(context * max_running, available // 2 // per_token))
+        growing = sum(page_bytes(g) for g in plan.groups if g.kind != "state" and not g.window)
+        left = max(0, available // 2 - cache(all_tokens, lambda g: g.kind == "state" or g.window > 0))
+        kv_tokens = max(PAGE_TOKENS, min(all_tokens, left // growing * PAGE_TOKENS if growing else all_tokens))
     kv_tokens = pages_for(kv_tokens) * PAGE_TOKENS
     rows = max(64, max_running)
     activations = sum(4 * s.width * (rows if s.per_row else chunk + max_running) for s in plan.slots)
-    if kv_tokens * per_token + activations > available:
+    if cache(kv_tokens) + activations > available:
         raise FieldInvalid(
-            f"a cache of {kv_tokens} tokens takes {kv_tokens * per_token >> 20} MiB and activations {activations >> 20} MiB; "
+            f"a cache of {kv_tokens} tokens takes {cache(kv_tokens) >> 20} MiB and activations {activations >> 20} MiB; "
             f"{available >> 20} MiB are free: lower kv_tokens, context or max_running", field="kv_tokens")
-    return MemoryPlan(weights.nbytes, kv_tokens * per_token, activations, kv_tokens, available)
+    return MemoryPlan(weights.nbytes, cache(kv_tokens), activations, kv_tokens, available,
+                      _pages(plan, context, kv_tokens, max_running, chunk))
 
 
 def _defaults(metadata: Metadata, file: Path) -> dict[str, float]:

@@ -135,7 +135,8 @@ class Batch:
     starts     i32 [seqs + 1]     sequence s owns tokens starts[s]:starts[s+1]
     kv_lens    i32 [seqs]         tokens of s in the cache once this step has stored its own: token j of s goes to
                                   slot kv_lens[s] - (starts[s+1] - starts[s]) + j of its block table
-    tables     per group, in plan order: i32 [seqs][>= ceil(kv_len / PAGE_TOKENS)]   page indices
+    tables     per group, in plan order: i32 [seqs][>= ceil(kv_len / PAGE_TOKENS)]   page indices; -1 in a group with a
+                                  window where every slot of the block lies behind the window of all tokens here
     roles      u8 [n]             0 = prompt, 1 = generated; kept when a token is recomputed
     rows       i32 [rows]         token indices that get logits (several per sequence allowed), ascending
     sampling   SAMPLING [rows]

@@ -22,6 +22,7 @@ from sampling_cases import equals_the_book, random_row, rows_of, run, sampler
 
 from pyruntime import plan as p
 from pyruntime.backends.torch import TorchBackend
+from pyruntime.errors import FieldInvalid
 from pyruntime.models import gemma3, llama
 from pyruntime.quant import FORMATS
 from pyruntime.types import Batch
@@ -113,6 +114,18 @@ def reused_pages(isa: str) -> None:
         compare(native.plan, model("f16")[2], native, ref, Batch.build([(list(ids), 0, 0)], tables=[[table]]))
 
 
+def gone_pages(isa: str) -> None:
+    """A page is refused as gone while a token of the step sees its last slot."""
+    native, _ = pair("gemma", isa)
+    local = next(i for i, g in enumerate(native.plan.groups) if g.window)
+    tables = [[[-1, 2]] if i == local else [[1, 2]] for i in range(len(native.plan.groups))]
+    try:
+        native.run(Batch.build([([1], 19, 19)], tables=tables))
+    except FieldInvalid:
+        return
+    raise AssertionError("a page in sight was taken as gone")
+
+
 def sampling(isa: str) -> None:
     """Native equals the book on random rows."""
     for seed in range(100):
@@ -143,7 +156,7 @@ def penalties(isa: str) -> None:
     assert out == [0, 0, 0]
 
 
-PROPERTIES = [streams, penalties, top_p, copied_pages, reused_pages, *(ops(name) for name in MODELS), long_context, sampling]
+PROPERTIES = [streams, penalties, top_p, copied_pages, reused_pages, gone_pages, *(ops(name) for name in MODELS), long_context, sampling]
 
 
 def battery(isa: str) -> str | None:

@@ -113,6 +113,8 @@ FAULTS = [
           "args->queries[args->tokens - 1]"),
     Fault("a tile's maximum moves over pages not yet mixed", "ops/attention.h",
           "rt_tile_mix_row(t, first + r, p, mixed[r], i, mine)", "mixed[r]", "i"),
+    Fault("a page in sight may be gone", "exec/batch.c", "(int64_t)block * RT_PAGE + RT_PAGE - 1 <= (int64_t)low - c->window",
+          "(int64_t)low - c->window", "(int64_t)low - c->window + 1"),
     Fault("tree bits off by one", "ops/attention.h", "seen & (uint32_t)(query.tree >> at) : 0", "query.tree >> at",
           "query.tree >> at >> 1"),
     Fault("query heads of another group", "exec/step.c", ".q = row_of(e, q->f->qkv, tile->token) + (size_t)q->head * ",

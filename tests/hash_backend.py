@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,30 +17,38 @@ from pyruntime.types import SAMPLED, SAMPLING, Batch
 VOCAB = 284
 
 
-def next_token(cells: list[tuple[int, int, int]], seed: int, candidate: int, position: int, allowed: list[int]) -> int:
+def next_token(cells: object, seed: int, candidate: int, position: int, allowed: list[int]) -> int:
     """The token after (token, position, role) cells."""
     text = repr((cells, seed, candidate, position)).encode()
     return allowed[zlib.crc32(text) % len(allowed)]
 
 
-def expected(prompt: list[int], count: int, seed: int = 0, candidate: int = 0, allowed: list[int] | None = None) -> list[int]:
-    """`count` tokens after `prompt`, by plain lists."""
+def expected(prompt: list[int], count: int, seed: int = 0, candidate: int = 0, allowed: list[int] | None = None,
+             windows: tuple[int, ...] = (0,)) -> list[int]:
+    """`count` tokens after `prompt`, by plain lists: each depends on what the groups' windows show (0: everything)."""
     tokens = list(prompt)
     for i in range(count):
         cells = [(t, p, int(p >= len(prompt))) for p, t in enumerate(tokens)]
-        tokens.append(next_token(cells, seed, candidate, i, allowed or list(range(VOCAB))))
+        tokens.append(next_token([cells[-w:] for w in windows], seed, candidate, i, allowed or list(range(VOCAB))))
     return tokens[len(prompt) :]
 
 
-class HashBackend:
-    """backends.base.Backend over cells of (token, position, role)."""
+def _slot(table: list[int], token: int) -> int:
+    assert table[token // PAGE_TOKENS] >= 0, "a page that was given back is used"
+    return table[token // PAGE_TOKENS] * PAGE_TOKENS + token % PAGE_TOKENS
 
-    def __init__(self, *, pages: int = 64, max_tokens: int = 64, max_rows: int = 16, histories: int = 16,
-                 context: int = 256, before: Callable[[int], None] | None = None) -> None:
-        config = llama.tiny(layers=1, vocab=VOCAB, context=context)
-        self.plan: Plan = llama.plan(config)
-        self.pages, self.max_tokens, self.max_rows, self.histories = (pages,), max_tokens, max_rows, histories
-        self.cells: list[tuple[int, int, int]] = [(-1, -1, -1)] * (pages * PAGE_TOKENS)
+
+class HashBackend:
+    """backends.base.Backend over cells of (token, position, role), in a cache group for each of `windows`."""
+
+    def __init__(self, *, pages: int | tuple[int, ...] = 64, max_tokens: int = 64, max_rows: int = 16, histories: int = 16,
+                 context: int = 256, before: Callable[[int], None] | None = None, windows: tuple[int, ...] = (0,)) -> None:
+        plan = llama.plan(llama.tiny(layers=1, vocab=VOCAB, context=context))
+        groups = tuple(replace(plan.groups[0], name=f"kv{g}", window=w) for g, w in enumerate(windows))
+        self.plan: Plan = replace(plan, groups=groups)
+        self.pages = (pages,) * len(windows) if isinstance(pages, int) else pages
+        self.max_tokens, self.max_rows, self.histories, self.windows = max_tokens, max_rows, histories, windows
+        self.cells: list[list[tuple[int, int, int]]] = [[(-1, -1, -1)] * (n * PAGE_TOKENS) for n in self.pages]
         self.before = before or (lambda step: None)
         self.steps = 0
         self.history: list[list[tuple[int, bool]]] = [[] for _ in range(histories)]
@@ -58,24 +67,26 @@ class HashBackend:
         row = 0
         for s, end in enumerate(batch.kv_lens.tolist()):
             start, stop = batch.starts[s], batch.starts[s + 1]
-            table = batch.tables[0][s].tolist()
+            tables = [table[s].tolist() for table in batch.tables]
             for j in range(start, stop):
                 slot = end - (stop - start) + (j - start)
-                at = table[slot // PAGE_TOKENS] * PAGE_TOKENS + slot % PAGE_TOKENS
-                self.cells[at] = (int(batch.tokens[j]), int(batch.positions[j]), int(batch.roles[j]))
+                cell = (int(batch.tokens[j]), int(batch.positions[j]), int(batch.roles[j]))
+                for cells, table in zip(self.cells, tables, strict=True):
+                    cells[_slot(table, slot)] = cell
                 if row < rows and batch.rows[row] == j:
-                    seen = [self.cells[table[t // PAGE_TOKENS] * PAGE_TOKENS + t % PAGE_TOKENS] for t in range(slot + 1)]
+                    seen = [[cells[_slot(table, t)] for t in range(max(0, slot + 1 - window) if window else 0, slot + 1)]
+                            for cells, table, window in zip(self.cells, tables, self.windows, strict=True)]
                     self._sample(batch, row, seen)
                     row += 1
         assert row == rows
 
-    def _sample(self, batch: Batch, row: int, cells: list[tuple[int, int, int]]) -> None:
+    def _sample(self, batch: Batch, row: int, cells: list[list[tuple[int, int, int]]]) -> None:
         sampling, out = batch.sampling[row], self._sampled[row]
         allowed = list(range(VOCAB))
         if sampling["allowed"] >= 0:
             bits = np.unpackbits(batch.masks[sampling["allowed"]], bitorder="little")
             allowed = np.flatnonzero(bits).tolist()
-        if cells[0][0] in self.poison:
+        if cells[0][0][0] in self.poison:
             out["token"], out["flags"] = -1, 1
         else:
             out["token"] = next_token(cells, *(int(sampling[k]) for k in ("seed", "candidate", "position")), allowed)
@@ -87,8 +98,8 @@ class HashBackend:
         return np.zeros((len(self._sampled), VOCAB), np.float32)
 
     def copy_page(self, group: int, source: int, target: int) -> None:
-        a, b = source * PAGE_TOKENS, target * PAGE_TOKENS
-        self.cells[b : b + PAGE_TOKENS] = self.cells[a : a + PAGE_TOKENS]
+        a, b, cells = source * PAGE_TOKENS, target * PAGE_TOKENS, self.cells[group]
+        cells[b : b + PAGE_TOKENS] = cells[a : a + PAGE_TOKENS]
 
     def history_reset(self, history: int) -> None:
         self.history[history] = []

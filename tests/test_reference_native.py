@@ -56,7 +56,7 @@ def models(draw) -> tuple[p.Plan, dict[str, str], int]:
     if draw(st.booleans()):      # what other families use of the same ops
         window, softcap = draw(st.sampled_from([0, 1, 5, 20])), draw(st.sampled_from([0.0, 3.0]))
         kind = draw(st.sampled_from(list(p.Activation)))
-        plan = replace(plan, ops=tuple(
+        plan = replace(plan, groups=tuple(replace(g, window=0) for g in plan.groups), ops=tuple(
             replace(op, window=window, softcap=softcap) if isinstance(op, p.Attention) else
             replace(op, activation=kind) if isinstance(op, p.Gated) else
             replace(op, softcap=softcap, scale=1.5) if isinstance(op, p.Logits) else

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pyruntime.cache.pages import PagePool, pages_for, slot_of
+from pyruntime.cache.pages import PagePool, Span, pages_for, slot_of
 from pyruntime.engine.scheduler import Scheduler, Sequence, Step
 from pyruntime.errors import ContextLengthExceeded
 from pyruntime.types import greedy_rows
@@ -144,22 +144,24 @@ def run_all(scheduler: Scheduler, backend: HashBackend, wanted: dict[Sequence, i
     return seen
 
 
-@given(st.data())
-@settings(max_examples=80)
-def test_answers_do_not_depend_on_batch_pages_chunks_or_preemption(data: st.DataObject) -> None:
+@given(st.data(), st.sampled_from([(0,), (0,), (9,), (0, 21), (40, 1), (16, 0, 17)]))
+@settings(max_examples=120)
+def test_answers_do_not_depend_on_batch_pages_chunks_or_preemption(data: st.DataObject, windows: tuple[int, ...]) -> None:
     jobs = data.draw(st.lists(st.tuples(st.lists(TOKENS, min_size=1, max_size=60), st.integers(1, 30), st.integers(-1, 1),
                                         st.booleans()), min_size=1, max_size=8), label="prompt, answer, priority, scored")
-    pages, chunk = data.draw(st.integers(6, 24), label="pages"), data.draw(st.integers(1, 40), label="chunk")
+    pages = tuple(data.draw(st.integers(6, 24), label="pages") for _ in windows)
+    chunk = data.draw(st.integers(1, 40), label="chunk")
     running = data.draw(st.integers(1, 6), label="running")
     rows = data.draw(st.integers(running, 12), label="rows")
     tokens = data.draw(st.integers(running, 48), label="tokens")
-    scheduler = Scheduler((pages,), context=96, max_running=running, max_tokens=tokens, max_rows=rows, chunk=chunk)
-    backend = HashBackend(pages=pages, max_tokens=tokens, max_rows=rows)
+    backend = HashBackend(pages=pages, max_tokens=tokens, max_rows=rows, windows=windows)
+    scheduler = Scheduler(pages, groups=backend.plan.groups, context=96, max_running=running, max_tokens=tokens, max_rows=rows,
+                          chunk=chunk)
     wanted = {sequence(p, seed=i, priority=priority, scored=0 if scored else -1): min(n, 96 - len(p))
               for i, (p, n, priority, scored) in enumerate(jobs)}
     seen = run_all(scheduler, backend, wanted)
     for i, (s, n) in enumerate(wanted.items()):
-        assert s.tokens[s.prompt :] == expected(s.tokens[: s.prompt], n, seed=i)
+        assert s.tokens[s.prompt :] == expected(s.tokens[: s.prompt], n, seed=i, windows=windows)
         if s.scored >= 0:
             rows_of = [f.first + k for step in seen for f in step.flagged if f.sequence is s for k in range(f.scores)]
             assert rows_of == list(range(s.prompt - 1))
@@ -168,10 +170,14 @@ def test_answers_do_not_depend_on_batch_pages_chunks_or_preemption(data: st.Data
 class Machine(RuleBasedStateMachine):
     """Add, step, cancel in any order; small pools, so that preemption is daily business."""
 
+    windows: tuple[int, ...] = (0,)
+    pages: tuple[int, ...] = (9,)
+
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler((9,), context=80, max_running=4, max_tokens=24, max_rows=6, chunk=16)
-        self.backend = HashBackend(pages=9, max_tokens=24, max_rows=6)
+        self.backend = HashBackend(pages=self.pages, max_tokens=24, max_rows=6, windows=self.windows)
+        self.scheduler = Scheduler(self.pages, groups=self.backend.plan.groups, context=80, max_running=4, max_tokens=24,
+                                   max_rows=6, chunk=16)
         self.wanted: dict[Sequence, tuple[int, int]] = {}
         self.count = 0
 
@@ -197,7 +203,7 @@ class Machine(RuleBasedStateMachine):
 
     def finish(self, s: Sequence) -> None:
         seed, answer = self.wanted.pop(s)
-        assert s.tokens[s.prompt :] == expected(s.tokens[: s.prompt], answer, seed=seed)
+        assert s.tokens[s.prompt :] == expected(s.tokens[: s.prompt], answer, seed=seed, windows=self.windows)
         self.scheduler.finish(s)
 
     @precondition(lambda self: self.wanted)
@@ -224,6 +230,38 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(max_examples=40, stateful_step_count=25)
+
+
+class WindowedMachine(Machine):
+    """The same with a group whose pages are given back behind a window, and too few of them for everybody."""
+
+    windows, pages = (0, 19), (12, 7)
+
+
+TestWindowedMachine = WindowedMachine.TestCase
+TestWindowedMachine.settings = settings(max_examples=40, stateful_step_count=25)
+
+
+@pytest.mark.parametrize("window, chunk", [(1, 1), (1, 40), (16, 1), (17, 16), (64, 5), (100, 64)])
+def test_a_window_holds_no_more_pages_however_long_the_answer(window: int, chunk: int) -> None:
+    """And no fewer than it may come to need: a pool of exactly that many is never short, and all of it is used."""
+    span = Span(window, chunk)
+    backend = HashBackend(pages=2 * span.most(4096), max_rows=4, max_tokens=64, windows=(window,))
+    scheduler = Scheduler(backend.pages, groups=backend.plan.groups, context=4096, max_running=2, max_tokens=64, max_rows=4,
+                          chunk=chunk)
+    assert scheduler.context == 4096
+    wanted = {sequence([3] * 333, seed=1): 400, sequence([5] * 37, seed=2): 300}
+    for s in wanted:
+        scheduler.add(s)
+    most = 0
+    for step in steps(scheduler, backend):
+        most = max(most, *(sum(page >= 0 for page in s.tables[0]) for s, _ in step.parts))
+        for s, _ in step.parts:
+            if s.generated == wanted[s]:
+                scheduler.finish(s)
+    assert scheduler.preemptions == 0 and scheduler.pages_used == 0 and span.most(4096) - 1 <= most <= span.most(4096)
+    assert all(s.tokens[s.prompt :] == expected(s.tokens[: s.prompt], n, seed=i, windows=(window,))
+               for i, (s, n) in enumerate(wanted.items(), 1))
 
 
 def test_continuous_batching_takes_fifteen_iterations() -> None:

@@ -56,6 +56,12 @@ static bool check_tree(uint64_t tree, int32_t self, int32_t count, int32_t t, rt
   return true;
 }
 
+/* A block whose page was given back: a token of the step at `low` or later sees none of its slots, as slots are positions
+ * in a group with a window. */
+static bool is_behind(const rt_cache *c, int32_t block, int32_t low) {
+  return c->window > 0 && (int64_t)block * RT_PAGE + RT_PAGE - 1 <= (int64_t)low - c->window;
+}
+
 /* Sequence s: its tokens' place in the cache, and its pages. Fills blocks, not yet what is stored in them. */
 static bool check_sequence(rt_engine *e, const rt_batch *b, int32_t s, rt_status *st) {
   rt_step *step = &e->step;
@@ -64,15 +70,17 @@ static bool check_sequence(rt_engine *e, const rt_batch *b, int32_t s, rt_status
       !range(st, "kv_lens", s, kv_len, b->starts[s + 1] - start, INT32_MAX - RT_PAGE))
     return false;
   for (int32_t g = 0; g < e->n_groups; g++) {
-    int64_t most = b->table_widths[g] < e->groups[g].pages ? b->table_widths[g] : e->groups[g].pages;
+    int64_t most = b->table_widths[g], pages = e->groups[g].pages;
+    if (e->groups[g].window == 0 && pages < most) most = pages; /* behind a window there may be any number of blocks */
     if (!range(st, "kv_lens", s, kv_len, 0, most * RT_PAGE)) return false;
   }
   int32_t count = b->starts[s + 1] - start, blocks = (kv_len + RT_PAGE - 1) / RT_PAGE, written = (kv_len - count) / RT_PAGE;
-  int32_t base = step->block_starts[s];
+  int32_t base = step->block_starts[s], low = count ? INT32_MAX : kv_len;
   if (rt_room_for_blocks(e, e->n_groups ? (int64_t)base + blocks : 0, st) != RT_OK) return false;
   for (int32_t t = start; t < b->starts[s + 1]; t++) {
     step->tokens[t].sequence = s;
     step->queries[t] = (rt_query){.position = b->positions[t], .tree = b->trees ? b->trees[t] : 0};
+    low = b->positions[t] < low ? b->positions[t] : low;
     if (!check_tree(step->queries[t].tree, t - start, b->starts[s + 1] - start, t, st)) return false;
   }
   int32_t tile = e->share ? e->query_rows / e->share : 1;
@@ -82,7 +90,8 @@ static bool check_sequence(rt_engine *e, const rt_batch *b, int32_t s, rt_status
     rt_cache *c = &e->groups[g];
     for (int32_t i = 0; i < blocks; i++) {
       int32_t page = b->tables[g][(size_t)s * (size_t)b->table_widths[g] + (size_t)i];
-      if (!range(st, "a block table's page", i, page, 0, c->pages - 1)) return false;
+      bool gone = page == RT_GONE && i < written && is_behind(c, i, low);
+      if (!gone && !range(st, "a block table's page", i, page, 0, c->pages - 1)) return false;
       if (count && i >= written) {
         if (c->writer[page] == e->checks)
           return rt_fail(st, RT_INVALID, "batch: page %d of group %d is written twice in one step; give each writer its own page",
@@ -131,6 +140,10 @@ static void store_positions(rt_engine *e, const rt_batch *b, int32_t g) {
   }
   for (int32_t s = 0; s < b->n_seqs; s++) {
     for (int32_t i = step->block_starts[s], left = b->kv_lens[s]; left > 0; i++, left -= RT_PAGE) {
+      if (blocks[i].page == RT_GONE) {
+        blocks[i] = (rt_block){.page = 0, .low = INT32_MAX, .high = -1};
+        continue;
+      }
       const int32_t *stored = c->positions + (size_t)blocks[i].page * RT_PAGE;
       if (left < RT_PAGE) {
         int32_t *tail = step->tails[g] + (size_t)s * RT_PAGE;

@@ -15,6 +15,7 @@ enum {
   RT_TOKENS = 64,      /* rows of one linear unit in A16 */
   RT_TOKENS_BF16 = 256, /* and in BF16, where weights cost most to unpack */
   RT_FUSED = 4,        /* up to this many tokens each thread rounds the activations for itself */
+  RT_GONE = -1,         /* in a block table: the page behind a window was given back */
   RT_LINE_FLOATS = 8192 /* floats of one product in a thread's scratch */
 };
 

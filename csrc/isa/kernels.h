@@ -30,7 +30,7 @@ static inline int32_t rt_attention_width(int32_t head_dim) { return (head_dim + 
 
 struct rt_block { /* 16 slots of a sequence; low, high: least and greatest position stored in them, high -1 when none is */
   int32_t page, low, high;
-  const int32_t *positions; /* [16], -1 = empty */
+  const int32_t *positions; /* [16], -1 = empty; never read when none is */
 };
 struct rt_query { /* what a token may see: by position, and of its sequence's tokens of this step those with a bit (0 = all) */
   int32_t position;

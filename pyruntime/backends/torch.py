@@ -157,10 +157,15 @@ class TorchBackend:
              "must be ascending token indices")
         need(len(b.sampling) == rows, "sampling", "must have one entry a row")
         need(len(b.tables) == len(self.pages), "tables", f"must hold one table for each of {len(self.pages)} cache groups")
-        for table, pages in zip(b.tables, self.pages, strict=True):
+        least = np.minimum.reduceat(b.positions, b.starts[:-1])
+        for group, table, pages in zip(self.plan.groups, b.tables, self.pages, strict=True):
             used = -(-b.kv_lens // PAGE_TOKENS)
             need(len(table) == seqs and (used <= table.shape[1]).all(), "tables", "is too short for the sequences")
-            live = table[np.arange(table.shape[1]) < used[:, None]]
+            block = np.arange(table.shape[1])
+            read = block < used[:, None]
+            if group.window:
+                read &= (table != -1) | ((block + 1) * PAGE_TOKENS - 1 > least[:, None] - group.window)
+            live = table[read]
             need(live.size == 0 or (live.min() >= 0 and live.max() < pages), "tables", "names a page that does not exist")
         s = b.sampling
         for name, low, high in (("temperature", 0, 1e6), ("top_p", 1e-45, 1), ("min_p", 0, 1), ("typical_p", 1e-45, 1),

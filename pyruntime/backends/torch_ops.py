@@ -66,7 +66,7 @@ class Step:
         return None if name is None else self.weights[name].values
 
     def tokens_at(self, group: int, sequence: int, first: int, last: int) -> Tensor:
-        """Cache slots of a sequence's stored tokens [first, last)."""
+        """Cache slots of a sequence's stored tokens [first, last); below zero where a page behind the window was given back."""
         logical = np.arange(first, last)
         pages = self.batch.tables[group][sequence][logical // p.PAGE_TOKENS].astype(np.int64)
         slots = pages * p.PAGE_TOKENS + logical % p.PAGE_TOKENS
@@ -242,7 +242,7 @@ def attention(step: Step, op: p.Attention) -> None:
         v = cache.v[op.layer, at].to(step.dtype).repeat_interleave(share, 1)
         held = cache.positions[op.layer, at][None]
         here = torch.from_numpy(step.batch.positions[new]).to(at.device)[:, None]
-        seen = (held >= 0) & (held <= here)
+        seen = (at >= 0) & (held >= 0) & (held <= here)
         if op.window > 0:
             seen &= held > here - op.window
         if step.batch.trees is not None:

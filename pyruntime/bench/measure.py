@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cache.pages import pages_for
+from ..cache.pages import GONE, Span, pages_for
 from ..llm import LLM
 from ..loading import Model, kv_bytes_per_token, open_model
 from ..plan import PAGE_TOKENS
@@ -291,13 +291,15 @@ class Deep:
     def __init__(self, llm: LLM, depth: int) -> None:
         self.backend: Any = llm.model.backend
         self.chunk = llm.model.chunk
-        self.pages = min(pages_for(depth + BEYOND), *self.backend.pages)
-        self.table = [list(range(self.pages)) for _ in self.backend.pages]
+        groups = self.backend.plan.groups
+        self.spans = [Span.of(g, self.chunk) for g in groups]
+        self.pages = min([pages_for(depth + BEYOND),
+                          *(n for g, n in zip(groups, self.backend.pages, strict=True) if not g.window)])
         ids = [int(i) for i in np.random.default_rng(1).integers(0, llm.model.plan.vocab, self.pages * PAGE_TOKENS)]
         self.ids = ids
         self.backend.run(self._batch(0, PAGE_TOKENS))   # K and V to copy
-        for group in range(len(self.backend.pages)):
-            for page in range(1, self.pages):
+        for group, pages in enumerate(self.backend.pages):
+            for page in range(1, min(self.pages, pages)):
                 self.backend.copy_page(group, 0, page)
         self._store_positions(len(ids))
 
@@ -308,8 +310,13 @@ class Deep:
 
     def _batch(self, first: int, count: int, generated: bool = False) -> Batch:
         roles = np.full(count, generated, np.uint8)
-        tables = [[table[: pages_for(first + count)]] for table in self.table]
+        tables = [[self._table(span, pages, first, count)] for span, pages in zip(self.spans, self.backend.pages, strict=True)]
         return Batch.build([(self.ids[first : first + count], first, first)], tables=tables, roles=roles)
+
+    def _table(self, span: Span, pages: int, first: int, count: int) -> list[int]:
+        """Block i in page i, or where a window passes over few pages, in their i-th, over and over."""
+        start, end = span.blocks(first, first + count)
+        return [GONE] * start + [i % pages for i in range(start, end)]
 
     def step(self, depth: int) -> Batch:
         """One generated token of a sequence that holds `depth`."""

@@ -2,14 +2,18 @@
 
 A page holds PAGE_TOKENS tokens. A block table is a sequence's list of pages: token t lives in slot
 table[t // PAGE_TOKENS] * PAGE_TOKENS + t % PAGE_TOKENS. A page is free when nobody holds it; several holders may share one.
+GONE stands in a table where a page was given back because the window of every token still to compute lies past it.
 """
 from __future__ import annotations
 
 from array import array
+from dataclasses import dataclass
 
-from ..plan import PAGE_TOKENS
+from ..plan import PAGE_TOKENS, CacheGroup
 
-__all__ = ["PAGE_TOKENS", "PagePool", "pages_for", "slot_of"]
+__all__ = ["GONE", "PAGE_TOKENS", "PagePool", "Span", "pages_for", "slot_of"]
+
+GONE = -1
 
 
 def pages_for(tokens: int) -> int:
@@ -20,6 +24,38 @@ def pages_for(tokens: int) -> int:
 def slot_of(table: list[int], token: int) -> int:
     """The cache slot of a sequence's token."""
     return table[token // PAGE_TOKENS] * PAGE_TOKENS + token % PAGE_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Which blocks of a group a sequence must hold, when one step computes at most `chunk` of its tokens."""
+
+    window: int = 0
+    chunk: int = 1
+    state: bool = False   # one page, whatever the number of tokens
+
+    @classmethod
+    def of(cls, group: CacheGroup, chunk: int) -> Span:
+        """A cache group's."""
+        return cls(group.window, chunk, group.kind == "state")
+
+    def blocks(self, computed: int, known: int) -> tuple[int, int]:
+        """(first, end) of the blocks that the step after `computed` of `known` tokens reads or writes."""
+        if self.state:
+            return 0, 1
+        if not self.window:
+            return 0, pages_for(known)
+        return max(0, computed - self.window + 1) // PAGE_TOKENS, pages_for(min(known, computed + self.chunk))
+
+    def most(self, tokens: int) -> int:
+        """Pages a sequence of up to `tokens` tokens ever holds at once."""
+        if self.state or not self.window:
+            return 1 if self.state else pages_for(tokens)
+        return min(pages_for(tokens), (self.window + self.chunk - 1 + PAGE_TOKENS - 2) // PAGE_TOKENS + 1)
+
+    def room(self, end: int, tokens: int) -> int:
+        """How many of at most `tokens` tokens fit before block `end`."""
+        return tokens if self.state else min(tokens, end * PAGE_TOKENS)
 
 
 class PagePool:

@@ -79,9 +79,11 @@ def formats(source: GGUFModel) -> list[dict[str, Any]]:
 
 
 def memory(plan: Plan, source: GGUFModel) -> dict[str, int]:
-    """Bytes: weights once packed (what the plan names), KV cache for each token and for a whole context."""
+    """Bytes: weights once packed (what the plan names), KV cache for each token and for a whole context (behind a window pages
+    are given back), and a sequence's states."""
     from .._core import _weights
-    from ..loading import kv_bytes_per_token
+    from ..cache.pages import Span
+    from ..loading import CHUNK, kv_bytes_per_token, page_bytes, state_bytes
 
     packed = 0
     for weight in plan.weights:
@@ -89,9 +91,9 @@ def memory(plan: Plan, source: GGUFModel) -> dict[str, int]:
             packed += 4 * weight.rows
         elif weight.name in source.tensors:
             packed += _weights.packed_bytes(source.supported(weight.name), weight.rows, weight.k)
-    per_token = kv_bytes_per_token(plan)
-    return {"packed_weight_bytes": packed, "kv_bytes_per_token": per_token,
-            "kv_bytes_at_full_context": per_token * plan.context}
+    whole = sum(page_bytes(g) * Span.of(g, CHUNK).most(plan.context) for g in plan.groups if g.kind != "state")
+    return {"packed_weight_bytes": packed, "kv_bytes_per_token": kv_bytes_per_token(plan), "kv_bytes_at_full_context": whole,
+            "state_bytes_per_sequence": state_bytes(plan)}
 
 
 def short(value: Any) -> Any:
@@ -116,8 +118,11 @@ def show(facts: dict[str, Any]) -> None:
         ("vocabulary", f"{tokens['vocabulary']:,} tokens, {tokens['special_tokens']} special, ends at "
                        f"{', '.join(map(str, tokens['end_ids']))}; chat template: {'yes' if tokens['chat_template'] else 'no'}"),
         ("weights", f"{human_bytes(memory['packed_weight_bytes'])} once packed"),
-        ("KV cache", f"{memory['kv_bytes_per_token']:,} bytes a token, "
-                     f"{human_bytes(memory['kv_bytes_at_full_context'])} for a whole context"),
+        *([("KV cache", f"{memory['kv_bytes_per_token']:,} bytes a token, "
+                        f"{human_bytes(memory['kv_bytes_at_full_context'])} for a whole context")]
+          if memory["kv_bytes_per_token"] else []),
+        *([("states", f"{human_bytes(memory['state_bytes_per_sequence'])} a sequence, however long")]
+          if memory["state_bytes_per_sequence"] else []),
     ])
     click.echo()
     say_table([("FORMAT", "TENSORS", "PARAMETERS", "SIZE", "BITS/WEIGHT"), *(

@@ -122,8 +122,8 @@ class Engine:
         self.backend, self.tokenizer, self.name = backend, tokenizer, name
         self.vocab = plan.vocab
         self.scheduler = Scheduler(
-            backend.pages, context=min(context or plan.context, plan.context), max_running=min(max_running, backend.histories),
-            max_tokens=backend.max_tokens, max_rows=backend.max_rows, chunk=chunk)
+            backend.pages, groups=plan.groups, context=min(context or plan.context, plan.context),
+            max_running=min(max_running, backend.histories), max_tokens=backend.max_tokens, max_rows=backend.max_rows, chunk=chunk)
         self.context = self.scheduler.context
         self.max_running, self.max_waiting = self.scheduler.max_running, max_waiting
         self.defaults = {**NEUTRAL, **(defaults or {})}

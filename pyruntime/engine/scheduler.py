@@ -3,7 +3,8 @@
 One rule: a sequence has `computed < known` tokens. A prompt, a chunk of it, a decode and a recomputation after preemption
 are all "compute some of the missing ones"; whoever computes its last known token gets one more.
 
-Invariants: a running sequence has a seat and pages for all its known tokens; a waiting one has neither. Both lists are in
+Invariants: a running sequence has a seat and the pages its next step needs: those of all its known tokens, but in a group
+with a window only those that the step's tokens see or fill (`cache.pages.Span`); a waiting one has neither. Both lists are in
 order of (priority, arrival), so the last running one is the youngest. A sequence alone always fits (`context` is at most
 what the pool holds), so the first in line can always go on: there is no deadlock.
 """
@@ -15,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ..cache.pages import PAGE_TOKENS, PagePool, pages_for
+from ..cache.pages import GONE, PAGE_TOKENS, PagePool, Span, pages_for
 from ..errors import ContextLengthExceeded, FieldInvalid
+from ..plan import CacheGroup
 from ..types import Batch, greedy_rows
 
 _NO_IDS, _NO_VALUES = np.zeros(0, np.int32), np.zeros(0, np.float32)
@@ -95,15 +97,20 @@ def _order(sequence: Sequence) -> tuple[int, int]:
 
 
 class Scheduler:
-    """Seats, pages and the queue. `pages`: pages of each cache group. `chunk`: most prompt tokens in one step;
-    a step holds at most `max_tokens` tokens and `max_rows` flagged rows."""
+    """Seats, pages and the queue. `pages`: pages of each cache group; `groups` says what these are, all paged and without a
+    window if left out. `chunk`: most prompt tokens in one step; a step holds at most `max_tokens` tokens and `max_rows`
+    flagged rows."""
 
     def __init__(self, pages: tuple[int, ...], *, context: int, max_running: int, max_tokens: int, max_rows: int,
-                 chunk: int = 512) -> None:
+                 chunk: int = 512, groups: tuple[CacheGroup, ...] | None = None) -> None:
         if min(context, max_running, max_tokens, max_rows, chunk, *pages) < 1:
             raise FieldInvalid("context, max_running, max_tokens, max_rows, chunk and pages must be at least 1")
         self.pools = tuple(PagePool(n) for n in pages)
-        self.context = min(context, PAGE_TOKENS * min(pages, default=context))
+        most = min(chunk, max_tokens)
+        self.spans = tuple(Span.of(g, most) for g in groups) if groups is not None else (Span(),) * len(pages)
+        self.context = min([context, *(PAGE_TOKENS * n for n, span in zip(pages, self.spans, strict=True)
+                                       if n < span.most(context))])
+        self._most = tuple(span.most(self.context) for span in self.spans)
         self.max_running = min(max_running, max_tokens, max_rows)
         self.max_tokens, self.max_rows, self.chunk = max_tokens, max_rows, chunk
         self.running: list[Sequence] = []
@@ -176,7 +183,7 @@ class Scheduler:
     def check(self) -> None:
         """AssertionError unless seats, pages and order hold together."""
         for g, pool in enumerate(self.pools):
-            pool.check([s.tables[g] for s in self.running])
+            pool.check([[page for page in s.tables[g] if page != GONE] for s in self.running])
         seats = [s.seat for s in self.running]
         assert sorted(seats + self._seats) == list(range(self.max_running)), "a seat is lost or taken twice"
         assert all(s.seat < 0 and not s.tables and not s.computed for s in self.waiting), "a waiting sequence holds something"
@@ -186,28 +193,45 @@ class Scheduler:
             assert 0 <= s.computed < len(s.tokens) <= self.context, "computed < known <= context is broken"
             for g, table in enumerate(s.tables):
                 assert self._tables[g][s.seat, : len(table)].tolist() == table, "a stored block table differs"
+                first, held = self.spans[g].blocks(s.computed, 0)[0], [i for i, page in enumerate(table) if page != GONE]
+                assert held == list(range(len(table) - len(held), len(table))), "a page before the window's is missing"
+                assert len(table) - len(held) <= first and len(held) <= self._most[g], "a page in the window is missing"
 
     # ---- seats and pages ----
 
     def _grow(self) -> list[Sequence]:
-        """Pages for every running sequence's newest token, the youngest giving theirs up when none are left."""
+        """Pages for every running sequence's next step, the youngest giving theirs up when none are left."""
         preempted: list[Sequence] = []
         for sequence in [s for s in self.running if len(s.tokens) > s.room]:
-            need = pages_for(len(sequence.tokens))
-            while sequence.seat >= 0 and not self._extend(sequence, need):
+            if sequence.seat >= 0:
+                self._trim(sequence)
+            while sequence.seat >= 0 and not self._extend(sequence):
                 preempted.append(self._preempt(self.running[-1]))
         return preempted
 
-    def _extend(self, sequence: Sequence, need: int) -> bool:
-        """Block tables of `need` pages in every group, or nothing changed and False."""
+    def _trim(self, sequence: Sequence) -> None:
+        """Give back the pages that lie behind the window of every token still to compute."""
+        for pool, span, table, store in zip(self.pools, self.spans, sequence.tables, self._tables, strict=True):
+            end = first = min(span.blocks(sequence.computed, 0)[0], len(table))
+            while first and table[first - 1] != GONE:
+                first -= 1
+            if first < end:
+                pool.release(table[first:end])
+                table[first:end] = [GONE] * (end - first)
+                store[sequence.seat, first:end] = GONE
+
+    def _extend(self, sequence: Sequence) -> bool:
+        """Block tables as long as the next step needs in every group, or nothing changed and False."""
         tables = sequence.tables
-        if any(pool.free < need - len(table) for pool, table in zip(self.pools, tables, strict=True)):
+        ends = [span.blocks(sequence.computed, len(sequence.tokens))[1] for span in self.spans]
+        if any(pool.free < end - len(table) for pool, table, end in zip(self.pools, tables, ends, strict=True)):
             return False
-        for pool, table, store in zip(self.pools, tables, self._tables, strict=True):
+        for pool, table, store, end in zip(self.pools, tables, self._tables, ends, strict=True):
             had = len(table)
-            table += pool.allocate(need - had, table[-1] if table else -1)
-            store[sequence.seat, had:need] = table[had:]
-        sequence.room = need * PAGE_TOKENS
+            table += pool.allocate(end - had, table[-1] if table else GONE)
+            store[sequence.seat, had:end] = table[had:]
+        sequence.room = min((span.room(end, self.context) for span, end in zip(self.spans, ends, strict=True)),
+                            default=self.context)
         return True
 
     def _preempt(self, sequence: Sequence) -> Sequence:
@@ -221,26 +245,26 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         for pool, table in zip(self.pools, sequence.tables, strict=True):
-            pool.release(table)
+            pool.release([page for page in table if page != GONE])
         self._seats.append(sequence.seat)
         sequence.tables, sequence.seat, sequence.computed, sequence.room = [], -1, 0, 0
         self._line = None
 
     def _admit(self) -> list[Sequence]:
-        """Seats for the first in line while seats, budget and pages last; one page per running sequence stays in reserve."""
+        """Seats for the first in line while seats, budget and pages last. One page per running sequence stays in reserve, where
+        not all of them can have all they will ever need."""
         admitted: list[Sequence] = []
         if not self.waiting or not self._seats:
             return admitted
         budget = self.max_tokens - sum(len(s.tokens) - s.computed for s in self.running)
         while self.waiting and self._seats and budget > 0:
             sequence = self.waiting[0]
-            need = pages_for(len(sequence.tokens))
-            if any(pool.free < need + len(self.running) for pool in self.pools) and self.running:
+            if self.running and not self._room_for(sequence):
                 break
             self.waiting.pop(0)
             sequence.seat = self._seats.pop()
             sequence.tables = [[] for _ in self.pools]
-            self._extend(sequence, need)
+            self._extend(sequence)
             self._sampling[sequence.seat] = sequence.sampling[0]
             self._sampling[sequence.seat]["history"] = sequence.seat if sequence.penalized else -1
             insort(self.running, sequence, key=_order)
@@ -248,6 +272,11 @@ class Scheduler:
             admitted.append(sequence)
             budget -= len(sequence.tokens)
         return admitted
+
+    def _room_for(self, sequence: Sequence) -> bool:
+        running, known = len(self.running), len(sequence.tokens)
+        return all(pool.free >= span.blocks(0, known)[1] + running or pool.total >= (running + 1) * most
+                   for pool, span, most in zip(self.pools, self.spans, self._most, strict=True))
 
     # ---- the batch ----
 

@@ -162,7 +162,7 @@ def _pattern(meta: Metadata, key: str, layers: int) -> tuple[bool, ...]:
 def plan(config: ModelConfig) -> Plan:
     """The op list: eight ops a layer around the residual slot `x`; `y` is a block's output before its norm.
 
-    Local and global layers are two cache groups, so that pages behind the window can be given back apart."""
+    Local and global layers are two cache groups: pages behind the window of the local ones are given back."""
     c = config
     q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
     weights = [Weight("token_embd.weight", c.vocab, c.width)]
@@ -205,7 +205,8 @@ def plan(config: ModelConfig) -> Plan:
         slots=(Slot("x", c.width), Slot("qkv", q + 2 * kv), Slot("mixed", q), Slot("y", c.width), Slot("hidden", c.hidden),
                Slot("logits", c.vocab, per_row=True)),
         weights=tuple(weights),
-        groups=tuple(CacheGroup(GROUPS[kind], at[kind], c.kv_heads, c.head_dim, k_format=c.k_format, v_format=c.v_format)
+        groups=tuple(CacheGroup(GROUPS[kind], at[kind], c.kv_heads, c.head_dim, k_format=c.k_format, v_format=c.v_format,
+                                window=c.window if kind else 0)
                      for kind in kinds),
         ropes=tuple(Rope(turns[kind], c.rope_interleaved) for kind in kinds),
         vocab=c.vocab, context=c.context, width=c.width, cuts=tuple(cuts),

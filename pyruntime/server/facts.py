@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._core import _engine
 from ..backends.native import NativeBackend
-from ..loading import kv_bytes_per_token
-from ..plan import PAGE_TOKENS
+from ..loading import page_bytes
 from .models import Facts
 from .pb import admin_pb2
 
@@ -49,8 +48,8 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
 
 
 def cache_bytes(engines: Iterable[Engine]) -> int:
-    """Bytes of K and V that the engines' pages hold."""
-    return sum(e.stats().pages_total * PAGE_TOKENS * kv_bytes_per_token(e.backend.plan) for e in engines)
+    """Bytes of K and V and states that the engines' pages hold."""
+    return sum(n * page_bytes(g) for e in engines for g, n in zip(e.backend.plan.groups, e.backend.pages, strict=True))
 
 
 def cpu_of(engines: Iterable[Engine]) -> tuple[admin_pb2.GetServerInfoResponse.Cpu, int]:
