@@ -156,7 +156,8 @@ def penalties(isa: str) -> None:
     assert out == [0, 0, 0]
 
 
-PROPERTIES = [streams, penalties, top_p, copied_pages, reused_pages, gone_pages, *(ops(name) for name in MODELS), long_context, sampling]
+PROPERTIES = [streams, penalties, top_p, copied_pages, reused_pages, gone_pages, *(ops(name) for name in MODELS), long_context,
+              sampling]
 
 
 def battery(isa: str) -> str | None:
