@@ -42,6 +42,7 @@ class ModelConfig:
     qk_norm: bool = False
     activation: str = "silu"
     query_scale: float = 0.0           # what scores are multiplied by; 0 = 1 / sqrt(head_dim)
+    score_softcap: float = 0.0         # 0 = none
     final_softcap: float = 0.0         # 0 = none
     window: int = 0                    # tokens a local layer sees
     local: tuple[bool, ...] = ()       # which layers are local; () = none

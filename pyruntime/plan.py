@@ -14,15 +14,16 @@ KINDS = ("paged", "latent", "state")  # of cache groups, enum rt_group_kind
 
 
 class NormKind(IntEnum):
-    """How NORM_LINEAR normalizes: RMS x / sqrt(mean(x^2) + eps) * w, or LAYER (x - mean) / sqrt(var + eps) * w + b."""
+    """How NORM_LINEAR and LOGITS normalize: RMS x / sqrt(mean(x^2) + eps) * w, or LAYER (x - mean) / sqrt(var + eps) * w + b."""
 
     RMS = 0
     LAYER = 1
 
 
 class Activation(IntEnum):
-    """The gate's function in GATED: silu x*sigmoid(x), gelu_tanh (tanh form), gelu (erf form)."""
+    """The gate's function in GATED, or NORM_LINEAR's: silu x*sigmoid(x), gelu_tanh (tanh form), gelu (erf form)."""
 
+    NONE = -1
     SILU = 0
     GELU_TANH = 1
     GELU = 2
@@ -81,16 +82,19 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """out = weight[token] * scale; token -1-i takes row i of the batch's embedding rows instead (unscaled)."""
+    """out = weight[token] * scale + positions[position]; token -1-i takes row i of the batch's embedding rows (unscaled).
+
+    positions: a matrix of a row for each position, or None; a batch's positions must then lie below its rows."""
 
     out: str
     weight: str
+    positions: str | None = None
     scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class NormLinear:
-    """out = concat_j(W_j norm(x) + b_j) for up to three matrices (q, k, v). The norm and its rounding are done once."""
+    """out = activation(concat_j(W_j norm(x) + b_j)) for up to three matrices (q, k, v). The norm and its rounding are done once."""
 
     x: str
     out: str
@@ -103,6 +107,7 @@ class NormLinear:
     b2: str | None = None
     norm_bias: str | None = None
     norm_kind: int = NormKind.RMS
+    activation: int = Activation.NONE
     eps: float = 1e-5
 
 
@@ -186,12 +191,14 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """For flagged rows only: out = softcap(scale * W rmsnorm(x))."""
+    """For flagged rows only: out = softcap(scale * W norm(x))."""
 
     x: str
     out: str
     norm: str
     weight: str
+    norm_bias: str | None = None
+    norm_kind: int = NormKind.RMS
     eps: float = 1e-5
     scale: float = 1.0
     softcap: float = 0.0

@@ -23,7 +23,7 @@ from sampling_cases import equals_the_book, random_row, rows_of, run, sampler
 from pyruntime import plan as p
 from pyruntime.backends.torch import TorchBackend
 from pyruntime.errors import FieldInvalid
-from pyruntime.models import gemma3, llama
+from pyruntime.models import gemma3, gpt2, llama
 from pyruntime.quant import FORMATS
 from pyruntime.types import Batch
 
@@ -38,6 +38,7 @@ MODELS = {
                  "Q8_0 Q2_K Q3_K IQ4_XS NVFP4 MXFP4 F8_E4M3 F8_E5M2", {}),
     "f16": (dict(width=41, hidden=37, heads=2, kv_heads=2, head_dim=10, rope_dims=6), "F16", dict(sharp=30.0)),
     "gemma": (dict(eps=1e-3, period=2, window=5), "Q8_0", dict(family=gemma3)),
+    "gpt2": (dict(eps=1e-3, kv_heads=4), "Q8_0", dict(family=gpt2)),
     "mixed": (dict(heads=3, kv_heads=1, head_dim=32), "Q4_1", dict(paths=("bf16", "a16"))),
     "large": (dict(width=32, hidden=32, heads=2, kv_heads=1, head_dim=8, layers=1), "BF16", dict(values=2e5)),
 }

@@ -82,6 +82,12 @@ FAULTS = [
     Fault("gate taken for up", "exec/step.c", "e->k->gate[l->activation](y, y2, n, out)", "y2", "y"),
     Fault("silu of -x", "ops/gated.h", "v_add(v_set1(1.0f), v_exp(v_sub(v_zero(), x)))", "v_sub(v_zero(), x)", "x"),
     Fault("embedding row of its group's first", "exec/step.c", "m->k, token % RT_GROUP, f->scale, out", "token % RT_GROUP", "0"),
+    Fault("embedding of the position before", "exec/step.c", "matrix_row(e, f->positions, token->position, 1.0f", "token->position",
+          "(token->position > 0 ? token->position - 1 : 0)"),
+    Fault("norm's bias forgotten", "ops/norm.h", "if (layer && norm_bias != NULL)", "norm_bias != NULL", "0"),
+    Fault("activation before its bias", "exec/step.c", "if (bias) e->k->add", "bias", "0"),
+    Fault("activation of another name", "exec/step.c", "e->k->gate[l->activation](y, NULL, n, out)", "l->activation",
+          "(l->activation + 1) % 3"),
     Fault("rows not followed", "exec/step.c", "l->flagged ? e->step.batch->rows[row] : row", "e->step.batch->rows[row]", "row"),
     # rotation and pages
     Fault("rotation the wrong way", "ops/rope_kv.h", "x[i * step + apart] = b * cos[i] + a * sin[i]", "a * sin[i]",

@@ -175,8 +175,10 @@ static void elementwise(const struct rt_kernels *K, hash *h) {
     K->norm_add(x, n, b, 1e-5f, out);
     add_floats(h, out, (size_t)n);
     for (int a = 0; a < 3; a++) {
-      K->gate[a](x, y, n, out);
-      add_floats(h, out, (size_t)n);
+      for (int gated = 0; gated < 2; gated++) {
+        K->gate[a](x, gated ? y : NULL, n, out);
+        add_floats(h, out, (size_t)n);
+      }
     }
     for (int cap = 0; cap < 2; cap++) {
       memcpy(out, x, sizeof x);

@@ -5,18 +5,21 @@ Given the same slots and the same cache, the reference (sums in f64, A16 roundin
 
   norm        n = x * (1 / sqrt(mean(x^2) + eps)) * w. The sum of k squares runs in 16 lanes of k/16 fused steps and four
               folds, all terms >= 0: relative error (k/16 + 5) u; division, + eps and eps in f32 3 u more; the root halves
-              it, root and reciprocal add 2 u, the two products 2 u:  e_n = ((k/16 + 8) / 2 + 4) u.
-  A16         q = round(n * 32639 / max|n|) is equal on both sides unless n * 32639 / max|n| lies within its own error,
-              |r| (2 e_n + 4 u), of a half: then q differs by 1. Such elements are found and charged |w| * scale each.
-              The scale itself carries e_n + 2 u. With no norm before it the input is the same bits: q is equal.
+              it, root and reciprocal add 2 u, the two products 2 u:  e_n = ((k/16 + 8) / 2 + 4) u, and dn = e_n |n|.
+              LAYER: the mean is off by o = (k/16 + 6) u mean|x|, which moves every value, o |w| / sqrt(var + eps), and the
+              variance by o^2; the bias adds 2 u |b|. Errors below are absolute: dn, of one number each.
+  A16         q = round(r), r = n * 32639 / max|n|, is equal on both sides unless r lies within its own error,
+              dn / scale + |r| (max dn / max|n| + 4 u), of a half: then q differs by 1. Such elements are found and charged
+              |w| * scale each. The scale itself carries max dn / max|n| + 2 u. With no norm before it the input is the same
+              bits: q is equal.
   W x, Q*     S is an exact integer; each sub-block converts S (u) and adds one fused term each for its scale and its least
               value: (3 sub-blocks + 2) u of sum |w||q| scale, |w| = |scale (u - offset)| + |least|.
-  bf16        on that path x and w are rounded to bf16, equal on both sides but for an x within |x| (e_n + u) of the middle
+  bf16        on that path x and w are rounded to bf16, equal on both sides but for an x within dn + u |x| of the middle
               of two: it then moves by one step. Products are exact; chains of 16, their meeting and k / 32 sums: (18 + k/32) u.
   W x, F*     four fused chains of k/4 steps and two folds: (k/4 + 3) u of sum |w||x|.
   + bias      u (|y| + |b|);  residual: u (|y| + |x|);  a slot of the reference is rounded once: u |y|.
-  gate        e^-x within 1 ulp = 2 u, and three roundings; tanh, erf within 2 ulp: 8 u |a||b| in all, plus the errors of
-              a (the slope of every activation is below 1.13) and of b.
+  activation  e^-x within 1 ulp = 2 u, and three roundings; tanh, erf within 2 ulp: 8 u |a||b| in all, plus the errors of
+              a (the slope of every activation is below 1.13) and of b, which is 1 where there is no gate.
   rotation    cos and sin within 1 ulp, two products and a sum: 5 u (|a| + |b|), on top of a norm's e_n.
   cache       a value is rounded once more: the f16 neighbour at most, 2^-10 |x| + 2^-24.
   attention   scores: head_dim fused steps and the scale, d_s = (head_dim + 2) u scale sum|q||k| (tanh has slope 1 and adds
@@ -51,32 +54,52 @@ def magnitudes(weights: Weights, name: str) -> np.ndarray:
     return sizes(NAMES.index(w.format_name), w.rows, w.k, w.blocks)
 
 
-def product_bound(weights: Weights, name: str, x: np.ndarray, e_n: float, coarse: np.ndarray) -> np.ndarray:
-    """Of W x [tokens][rows]; x [tokens][k] as the reference has it, with relative error e_n (0: the same bits).
+def product_bound(weights: Weights, name: str, x: np.ndarray, dx: np.ndarray, coarse: np.ndarray) -> np.ndarray:
+    """Of W x [tokens][rows]; x [tokens][k] as the reference has it, dx how far the native's may lie from it (0: the same bits).
     coarse: bool [tokens], those on the BF16 path."""
     wide, w = magnitudes(weights, name), weights[name]
-    out = exact_bound(wide, FORMATS[NAMES.index(w.format_name)].sub, x, e_n)
+    out = exact_bound(wide, FORMATS[NAMES.index(w.format_name)].sub, x, dx)
     if coarse.any():
         step = np.exp2(np.floor(np.log2(np.maximum(np.abs(x), 2.0**-126))) - 7)
         r = np.abs(x) / step
-        flips = (np.abs(r - np.floor(r) - 0.5) <= r * (e_n + U)) * (e_n > 0) * step
+        flips = (np.abs(r - np.floor(r) - 0.5) <= dx / step + r * U) * (dx > 0) * step
         held = 1.01 * (np.abs(x) + flips) @ wide.T     # rounded, both are up to 2^-8 larger
         out[coarse] = ((18 + w.k / 32 + 1) * U * held + 1.01 * flips @ wide.T)[coarse]
     return out
 
 
-def exact_bound(wide: np.ndarray, sub: int, x: np.ndarray, e_n: float) -> np.ndarray:
+def exact_bound(wide: np.ndarray, sub: int, x: np.ndarray, dx: np.ndarray) -> np.ndarray:
     """The same for A16. wide: magnitudes of the weights; sub: k under one scale, 0 for a format of floats."""
     k = x.shape[1]
     if not sub:
-        return ((k / 4 + 3) * U + e_n) * (np.abs(x) @ wide.T)
+        return ((k / 4 + 3) * U * np.abs(x) + dx) @ wide.T
     most = np.abs(x).max(-1, keepdims=True)
     scale = most / 32639
-    r = np.divide(x, scale, out=np.zeros_like(x), where=scale > 0)
-    near = np.abs(np.abs(r - np.floor(r)) - 0.5) <= np.abs(r) * (2 * e_n + 4 * U)
-    flips = (near & (e_n > 0)) * scale
+    r, dr, dmost = (np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+                    for a, b in ((x, scale), (dx, scale), (dx.max(-1, keepdims=True), most)))
+    near = np.abs(np.abs(r - np.floor(r)) - 0.5) <= dr + np.abs(r) * (dmost + 4 * U)
+    flips = (near & (dx > 0)) * scale
     held = np.abs(x) + scale
-    return ((3 * k / sub + 4) * U + 2 * e_n) * (held @ wide.T) + flips @ wide.T
+    return ((3 * k / sub + 4) * U + 2 * dmost) * (held @ wide.T) + flips @ wide.T
+
+
+def vector(weights: Weights, name: str) -> np.ndarray:
+    """A vector weight in f64."""
+    return quant.FORMATS["F32"].dequantize(weights[name].packed, (weights[name].rows,)).astype(np.float64)
+
+
+def normed(op: p.NormLinear | p.Logits, weights: Weights, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, dn): the op's norm of x in f64, and how far the native's may lie from it."""
+    w, k = vector(weights, op.norm), x.shape[1]
+    if op.norm_kind == p.NormKind.RMS:
+        n = rms(x, w, op.eps)
+        return n, np.abs(n) * norm_error(k)
+    b = vector(weights, op.norm_bias) if op.norm_bias else np.zeros(k)
+    centred = x - x.mean(-1, keepdims=True)
+    var = (centred**2).mean(-1, keepdims=True) + op.eps
+    plain, off = centred / np.sqrt(var) * w, (k / 16 + 6) * U * np.abs(x).mean(-1, keepdims=True)
+    dn = np.abs(plain) * (norm_error(k) + off**2 / var + 2 * U) + np.abs(w) * off / np.sqrt(var) + 2 * U * np.abs(b)
+    return plain + b, 1.01 * dn
 
 
 def rms(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
@@ -89,28 +112,33 @@ def bound(op: p.Op, weights: Weights, ref: TorchBackend, batch: Batch, before: d
     def after(name: str) -> np.ndarray:
         return np.abs(ref.slot(name).astype(np.float64))
 
-    def values(name: str) -> np.ndarray:
-        return quant.FORMATS["F32"].dequantize(weights[name].packed, (weights[name].rows,)).astype(np.float64)
-
     coarse = np.array([path == "bf16" for path in ref.paths])[batch.roles]
     if isinstance(op, p.Embed):
+        if op.positions:
+            row = ref_rows(weights, op.positions)[batch.positions]
+            return 3 * U * (after(op.out) + 2 * np.abs(row))     # the product is at most both together
         return 3 * U * after(op.out) if op.scale != 1 else np.zeros_like(before[op.out])  # the scale, the product, the slot
     if isinstance(op, p.NormLinear):
-        n, e = rms(before[op.x], values(op.norm), op.eps), norm_error(before[op.x].shape[1])
-        parts = [product_bound(weights, w, n, e, coarse) + (U * np.abs(values(b)) if b else 0)
-                 for w, b in ((op.w0, op.b0), (op.w1, op.b1), (op.w2, op.b2)) if w]
-        return np.concatenate(parts, -1) * (1 + U) + 3 * U * after(op.out)
+        n, dn = normed(op, weights, before[op.x])
+        used = [(w, vector(weights, b) if b else np.zeros(1)) for w, b in ((op.w0, op.b0), (op.w1, op.b1), (op.w2, op.b2)) if w]
+        parts = np.concatenate([product_bound(weights, w, n, dn, coarse) + U * np.abs(b) for w, b in used], -1) * (1 + U)
+        if op.activation == p.Activation.NONE:
+            return parts + 3 * U * after(op.out)
+        a = np.abs(np.concatenate([ref_product(weights, w, n, coarse) + b for w, b in used], -1)) + parts
+        return 1.13 * (parts + 3 * U * a) + 8 * U * a + 2 * U * after(op.out)
     if isinstance(op, p.Linear):
-        return product_bound(weights, op.weight, before[op.x], 0.0, coarse) + 3 * U * after(op.out)
+        return product_bound(weights, op.weight, before[op.x], 0 * before[op.x], coarse) + 3 * U * after(op.out)
     if isinstance(op, p.LinearAdd):
         moved = after(op.out) + np.abs(before[op.out])
-        return abs(op.scale) * product_bound(weights, op.weight, before[op.x], 0.0, coarse) + 4 * U * moved
+        return abs(op.scale) * product_bound(weights, op.weight, before[op.x], 0 * before[op.x], coarse) + 4 * U * moved
     if isinstance(op, p.NormAdd):
-        return np.abs(rms(before[op.x], values(op.norm), op.eps)) * norm_error(before[op.x].shape[1]) + 2 * U * after(op.out)
+        n = rms(before[op.x], vector(weights, op.norm), op.eps)
+        return np.abs(n) * norm_error(n.shape[1]) + 2 * U * after(op.out)
     if isinstance(op, p.Gated):
-        n, e = rms(before[op.x], values(op.norm), op.eps), norm_error(before[op.x].shape[1])
+        n = rms(before[op.x], vector(weights, op.norm), op.eps)
+        dn = np.abs(n) * norm_error(n.shape[1])
         a, b = (ref_product(weights, w, n, coarse) for w in (op.gate, op.up))
-        da, db = (product_bound(weights, w, n, e, coarse) for w in (op.gate, op.up))
+        da, db = (product_bound(weights, w, n, dn, coarse) for w in (op.gate, op.up))
         slack = 8 * U * np.abs(a) * np.abs(b) + 1.13 * da * (np.abs(b) + db) + np.abs(a) * db
         return slack + 2 * U * after(op.out)
     if isinstance(op, p.RopeKV):
@@ -118,18 +146,21 @@ def bound(op: p.Op, weights: Weights, ref: TorchBackend, batch: Batch, before: d
     if isinstance(op, p.Attention):
         return attention_bound(op, ref, batch, before)
     if isinstance(op, p.Logits):
-        x = before[op.x][batch.rows]
-        return abs(op.scale) * product_bound(weights, op.weight, rms(x, values(op.norm), op.eps), norm_error(x.shape[1]),
-                                             coarse[batch.rows]) \
+        n, dn = normed(op, weights, before[op.x][batch.rows])
+        return abs(op.scale) * product_bound(weights, op.weight, n, dn, coarse[batch.rows]) \
             + 4 * U * after(op.out) + (4 * U * op.softcap)
     raise AssertionError(f"no bound for {op}")
 
 
+def ref_rows(weights: Weights, name: str) -> np.ndarray:
+    """A matrix in f64."""
+    stored = weights[name]
+    return quant.FORMATS[stored.format_name].dequantize(stored.blocks, (stored.rows, stored.k)).astype(np.float64)
+
+
 def ref_product(weights: Weights, name: str, x: np.ndarray, coarse: np.ndarray) -> np.ndarray:
     """W x in f64, of numbers rounded to bf16 for `coarse` tokens."""
-    stored = weights[name]
-    w = torch.tensor(quant.FORMATS[stored.format_name].dequantize(stored.blocks, (stored.rows, stored.k))).double()
-    wide = torch.tensor(x)
+    w, wide = torch.tensor(ref_rows(weights, name)), torch.tensor(x)
     return np.where(coarse[:, None], bf16(wide) @ bf16(w).T, wide @ w.T)
 
 
@@ -141,8 +172,7 @@ def rope_bound(op: p.RopeKV, weights: Weights, ref: TorchBackend, before: dict[s
     e = np.full((heads.shape[1], 1), 6 * U)
     for name, which in ((op.q_norm, slice(op.heads)), (op.k_norm, slice(op.heads, op.heads + group.kv_heads))):
         if name:
-            w = quant.FORMATS["F32"].dequantize(weights[name].packed, (group.head_dim,)).astype(np.float64)
-            n = rms(heads[:, which], w, op.eps)
+            n = rms(heads[:, which], vector(weights, name), op.eps)
             size[:, which] = np.sqrt((n**2).sum(-1, keepdims=True))
             e[which] += norm_error(group.head_dim)
     out = np.broadcast_to(size * e, heads.shape).copy()

@@ -302,6 +302,8 @@ def test_sums_and_gates_equal_scalar(kernels: Kernels, seed: int, kind: str, n: 
         assert same(SCALAR.add_bias(x, b), x + b)
     for activation in range(3):
         assert same(SCALAR.gate(activation, 4 * y, x), kernels.gate(activation, 4 * y, x))
+        alone = SCALAR.gate(activation, 4 * y, None)
+        assert same(alone, kernels.gate(activation, 4 * y, None)) and same(alone, SCALAR.gate(activation, 4 * y, np.ones_like(y)))
     for softcap in (0.0, 30.0):
         assert same(SCALAR.scale_cap(x, 0.3, softcap), kernels.scale_cap(x, 0.3, softcap))
 

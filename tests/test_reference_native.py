@@ -15,7 +15,7 @@ from reference_models import native_backend, random_values, stored
 from pyruntime import plan as p
 from pyruntime.backends.torch import TorchBackend
 from pyruntime.config import RopeScaling
-from pyruntime.models import gemma3, llama
+from pyruntime.models import gemma3, gpt2, llama
 from pyruntime.quant import FORMATS
 from pyruntime.types import Batch
 
@@ -36,7 +36,7 @@ def one_thread():
 
 @st.composite
 def models(draw) -> tuple[p.Plan, dict[str, str], int]:
-    """(plan, format of each matrix, seed) of a random small llama or gemma."""
+    """(plan, format of each matrix, seed) of a random small llama, gemma or gpt2."""
     kv_heads, share = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2, 3, 5]))
     head_dim = 2 * draw(st.integers(1, 20)) if draw(st.booleans()) else draw(st.sampled_from([16, 32, 64]))
     cached = ["f16", "f16", "f32", "bf16"] + ["q8_0", "q8_0"] * (head_dim % 32 == 0)
@@ -47,18 +47,22 @@ def models(draw) -> tuple[p.Plan, dict[str, str], int]:
         hidden=hidden, vocab=draw(st.integers(17, 70)), tied=draw(st.booleans()), rope_interleaved=draw(st.booleans()),
         rope_scaling=RopeScaling("linear", 2.5) if draw(st.booleans()) else RopeScaling(),
         k_format=draw(st.sampled_from(cached)), v_format=draw(st.sampled_from(cached)))
-    if draw(st.integers(0, 3)):
+    family = draw(st.sampled_from([llama, llama, gemma3, gpt2]))
+    if family is llama:
         plan = llama.plan(llama.tiny(**fields, qkv_bias=draw(st.booleans()), qk_norm=draw(st.booleans()),
                                      rope_dims=2 * draw(st.integers(1, head_dim // 2))))
+    elif family is gpt2:
+        plan = gpt2.plan(gpt2.tiny(**fields | dict(kv_heads=fields["heads"]), eps=draw(st.sampled_from([1e-6, 1e-2])), context=64))
     else:
         plan = gemma3.plan(gemma3.tiny(**fields, period=2, window=draw(st.integers(1, 20)),
                                        eps=draw(st.sampled_from([1e-6, 1e-2]))))
     if draw(st.booleans()):      # what other families use of the same ops
         window, softcap = draw(st.sampled_from([0, 1, 5, 20])), draw(st.sampled_from([0.0, 3.0]))
-        kind = draw(st.sampled_from(list(p.Activation)))
+        kind = draw(st.sampled_from([p.Activation.SILU, p.Activation.GELU_TANH, p.Activation.GELU]))
         plan = replace(plan, groups=tuple(replace(g, window=0) for g in plan.groups), ops=tuple(
             replace(op, window=window, softcap=softcap) if isinstance(op, p.Attention) else
-            replace(op, activation=kind) if isinstance(op, p.Gated) else
+            replace(op, activation=kind) if isinstance(op, p.Gated) or getattr(op, "activation", -1) >= 0 else
+            replace(op, scale=1.5) if isinstance(op, p.Embed) else
             replace(op, softcap=softcap, scale=1.5) if isinstance(op, p.Logits) else
             replace(op, scale=0.75) if isinstance(op, p.LinearAdd) else op for op in plan.ops))
     formats = {w.name: draw(st.sampled_from(formats_of(w.k))) for w in plan.weights if w.k}

@@ -28,7 +28,7 @@ static bool check_tokens(rt_engine *e, const rt_batch *b, rt_status *st) {
   for (int32_t t = 0; t < b->n_tokens; t++) {
     int32_t token = b->tokens[t], position = b->positions[t];
     if (!range(st, "tokens", t, token, -(int64_t)b->n_embeddings, e->vocab - 1) ||
-        !range(st, "positions", t, position, 0, INT32_MAX) || !range(st, "roles", t, b->roles[t], 0, 1))
+        !range(st, "positions", t, position, 0, e->last_position) || !range(st, "roles", t, b->roles[t], 0, 1))
       return false;
     e->step.tokens[t] = (rt_token){.token = token, .position = position};
   }

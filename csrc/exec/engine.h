@@ -27,7 +27,7 @@ typedef struct rt_matrix {
   const float *values; /* [rows] */
 } rt_matrix;
 
-enum rt_finish { RT_STORE, RT_ADD, RT_GATE, RT_CAP };
+enum rt_finish { RT_STORE, RT_ACTIVATE, RT_ADD, RT_GATE, RT_CAP };
 
 /* NORM_LINEAR, LINEAR, LINEAR_ADD, GATED and LOGITS are one thing: norm and round x, multiply by parts side by side, finish. */
 typedef struct rt_linear {
@@ -66,6 +66,7 @@ typedef struct rt_scratch { /* one thread's */
   uint64_t run;
   int32_t op;
   float *y, *y2;        /* [RT_LINE_FLOATS] */
+  float *row;           /* one row of an embedding that positions are added to */
   uint8_t *group;       /* one packed group, low-memory mode */
   rt_partials partials; /* of one tile */
   float *top, *total;   /* [rows], [rows][16] of a tile */
@@ -108,7 +109,7 @@ struct rt_engine {
   const struct rt_kernels *k;
   rt_pool *pool;
   rt_region memory;
-  int32_t n_ops, n_slots, n_weights, n_groups, n_ropes, vocab, width;
+  int32_t n_ops, n_slots, n_weights, n_groups, n_ropes, vocab, width, last_position; /* last_position: that a batch may name */
   rt_bound *ops;
   rt_activations *slots;
   rt_matrix *weights;
@@ -125,7 +126,7 @@ struct rt_engine {
   uint64_t run;          /* number of this rt_engine_run */
   int32_t splits;        /* of one pair that partials have room for */
   /* The largest an op needs. */
-  size_t acts_bytes, fused_bytes, group_bytes;
+  size_t acts_bytes, fused_bytes, group_bytes, row_floats;
   size_t page_floats;                        /* attention_tile's scratch */
   int32_t share, query_rows, partial_floats; /* query heads of a KV head; rows of a tile; floats of a tile's partial */
 };

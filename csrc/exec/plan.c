@@ -117,7 +117,22 @@ static bool bind_embed(const binding *b, rt_bound *o) {
   if (!m) return false;
   if (m->rows < b->e->vocab) return refuse(b, "weight has %d rows; the vocabulary has %d tokens", m->rows, b->e->vocab);
   if (m->k != b->e->width) return refuse(b, "rows are %d wide; the plan says %d", m->k, b->e->width);
-  return true;
+  if (f->positions == -1) return true;
+  const rt_matrix *p = matrix_of(b, "positions", f->positions, m->k);
+  if (p && p->rows <= b->e->last_position) b->e->last_position = p->rows - 1;
+  return p != NULL;
+}
+
+/* A norm of l's input. */
+static bool norm_of(const binding *b, rt_linear *l, int32_t kind, int32_t norm, int32_t norm_bias) {
+  if (kind != 0 && kind != 1) return refuse(b, "norm_kind is %d; it must be 0 or 1", kind);
+  l->norm_kind = kind;
+  return vector_of(b, "norm", norm, l->k, true, &l->norm) && vector_of(b, "norm_bias", norm_bias, l->k, false, &l->norm_bias);
+}
+
+static bool activation_of(const binding *b, rt_linear *l, int32_t activation, int32_t low) {
+  l->activation = activation;
+  return (activation >= low && activation <= 2) || refuse(b, "activation is %d; it must be %d to 2", activation, low);
 }
 
 static bool bind_norm_linear(const binding *b, rt_bound *o) {
@@ -126,10 +141,9 @@ static bool bind_norm_linear(const binding *b, rt_bound *o) {
   const char *const names[2][3] = {{"w0", "w1", "w2"}, {"b0", "b1", "b2"}};
   const int32_t weights[3] = {f->w0, f->w1, f->w2}, biases[3] = {f->b0, f->b1, f->b2};
   int32_t width = 0;
-  *l = (rt_linear){.finish = RT_STORE, .norm_kind = f->norm_kind, .eps = f->eps};
-  if (!input_of(b, l, f->x, f->out) || !finite_field(b, "eps", f->eps)) return false;
-  if (f->norm_kind != 0 && f->norm_kind != 1) return refuse(b, "norm_kind is %d; it must be 0 or 1", f->norm_kind);
-  if (!vector_of(b, "norm", f->norm, l->k, true, &l->norm) || !vector_of(b, "norm_bias", f->norm_bias, l->k, false, &l->norm_bias))
+  *l = (rt_linear){.finish = f->activation == -1 ? RT_STORE : RT_ACTIVATE, .eps = f->eps};
+  if (!input_of(b, l, f->x, f->out) || !finite_field(b, "eps", f->eps) || !norm_of(b, l, f->norm_kind, f->norm, f->norm_bias) ||
+      !activation_of(b, l, f->activation, -1))
     return false;
   for (int i = 0; i < 3; i++)
     if ((i == 0 || weights[i] != -1) && !add_part(b, l, names[0][i], weights[i], names[1][i], biases[i], &width)) return false;
@@ -156,9 +170,8 @@ static bool bind_gated(const binding *b, rt_bound *o) {
   const rt_op_gated *f = &o->f.gated;
   rt_linear *l = &o->linear;
   int32_t width = 0;
-  *l = (rt_linear){.finish = RT_GATE, .activation = f->activation, .eps = f->eps};
-  if (f->activation < 0 || f->activation > 2) return refuse(b, "activation is %d; it must be 0 to 2", f->activation);
-  if (!input_of(b, l, f->x, f->out) || !finite_field(b, "eps", f->eps)) return false;
+  *l = (rt_linear){.finish = RT_GATE, .eps = f->eps};
+  if (!activation_of(b, l, f->activation, 0) || !input_of(b, l, f->x, f->out) || !finite_field(b, "eps", f->eps)) return false;
   if (!vector_of(b, "norm", f->norm, l->k, false, &l->norm) || !add_part(b, l, "gate", f->gate, "bias", -1, &width)) return false;
   if (!(l->up = matrix_of(b, "up", f->up, l->k))) return false;
   if (l->up->rows != width) return refuse(b, "gate has %d rows and up %d; they must agree", width, l->up->rows);
@@ -171,7 +184,7 @@ static bool bind_logits(const binding *b, rt_bound *o) {
   int32_t width = 0;
   *l = (rt_linear){.finish = RT_CAP, .flagged = 1, .eps = f->eps, .scale = f->scale, .softcap = f->softcap};
   if (!input_of(b, l, f->x, f->out) || !finite_field(b, "eps", f->eps) || !finite_field(b, "scale", f->scale) ||
-      !finite_field(b, "softcap", f->softcap) || !vector_of(b, "norm", f->norm, l->k, true, &l->norm) ||
+      !finite_field(b, "softcap", f->softcap) || !norm_of(b, l, f->norm_kind, f->norm, f->norm_bias) ||
       !add_part(b, l, "weight", f->weight, "bias", -1, &width))
     return false;
   return slot_of(b, "out", f->out, width, 1);
@@ -355,7 +368,9 @@ static void measure(rt_engine *e) {
       for (int p = 0; p < l->n_parts; p++) e->group_bytes = larger(e->group_bytes, l->parts[p].matrix->group_bytes);
       if (l->up) e->group_bytes = larger(e->group_bytes, l->up->group_bytes);
     } else if (o->kind == RT_OP_EMBED) {
-      e->group_bytes = larger(e->group_bytes, e->weights[o->f.embed.weight].group_bytes);
+      const rt_matrix *m = &e->weights[o->f.embed.weight], *p = o->f.embed.positions < 0 ? NULL : &e->weights[o->f.embed.positions];
+      e->group_bytes = larger(e->group_bytes, m->group_bytes);
+      if (p) e->group_bytes = larger(e->group_bytes, p->group_bytes), e->row_floats = larger(e->row_floats, (size_t)m->k);
     }
   }
   e->partial_floats = e->query_rows * widest;
@@ -375,6 +390,7 @@ static void lay_out_thread(rt_engine *e, taker *t, rt_scratch *into) {
   s.acts = take(t, e->fused_bytes, 1);
   s.y = take(t, RT_LINE_FLOATS, sizeof(float));
   s.y2 = take(t, RT_LINE_FLOATS, sizeof(float));
+  s.row = take(t, e->row_floats, sizeof(float));
   s.group = take(t, e->group_bytes, 1);
   s.sample = take(t, rt_sample_bytes(e->vocab), 1);
   s.partials.out = take(t, (uint64_t)e->partial_floats, sizeof(float));
@@ -456,7 +472,7 @@ static rt_code choose_kernels(rt_engine *e, rt_status *st) {
 
 static bool make_lists(rt_engine *e, const rt_plan *p) {
   e->n_ops = p->n_ops, e->n_slots = p->n_slots, e->n_weights = p->n_weights, e->n_groups = p->n_groups, e->n_ropes = p->n_ropes;
-  e->vocab = p->vocab, e->width = p->width;
+  e->vocab = p->vocab, e->width = p->width, e->last_position = INT32_MAX;
   e->ops = calloc((size_t)e->n_ops, sizeof *e->ops);
   e->slots = calloc((size_t)e->n_slots + 1, sizeof *e->slots);
   e->weights = calloc((size_t)e->n_weights + 1, sizeof *e->weights);

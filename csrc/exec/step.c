@@ -37,12 +37,20 @@ static const uint8_t *packed_group(const rt_matrix *m, int32_t group, rt_scratch
   return s->group;
 }
 
-static void embed(rt_engine *e, const rt_op_embed *f, int32_t t, rt_scratch *s) {
-  const rt_matrix *m = &e->weights[f->weight];
-  int32_t token = e->step.tokens[t].token;
+static void matrix_row(const rt_engine *e, int32_t weight, int32_t row, float scale, float *out, rt_scratch *s) {
+  const rt_matrix *m = &e->weights[weight];
+  e->k->embed[m->format](packed_group(m, row / RT_GROUP, s), m->k, row % RT_GROUP, scale, out);
+}
+
+static void embed(const rt_engine *e, const rt_op_embed *f, int32_t t, rt_scratch *s) {
+  const rt_token *token = &e->step.tokens[t];
+  size_t k = (size_t)e->weights[f->weight].k;
   float *out = row_of(e, f->out, t);
-  if (token < 0) memcpy(out, e->step.batch->embeddings + (size_t)(-1 - token) * (size_t)m->k, (size_t)m->k * sizeof *out);
-  else e->k->embed[m->format](packed_group(m, token / RT_GROUP, s), m->k, token % RT_GROUP, f->scale, out);
+  if (token->token < 0) memcpy(out, e->step.batch->embeddings + (size_t)(-1 - token->token) * k, k * sizeof *out);
+  else matrix_row(e, f->weight, token->token, f->scale, out, s);
+  if (f->positions < 0) return;
+  matrix_row(e, f->positions, token->position, 1.0f, s->row, s);
+  e->k->add_bias(out, s->row, (int)k, out);
 }
 
 /* ---- linear ops ---- */
@@ -103,6 +111,10 @@ static void multiply(const rt_engine *e, const rt_matrix *m, int32_t first, int3
 static void finish(const rt_engine *e, const rt_linear *l, const float *bias, float *restrict y, const float *restrict y2, int32_t n,
                    float *restrict out) {
   switch (l->finish) {
+    case RT_ACTIVATE:
+      if (bias) e->k->add_bias(y, bias, n, y);
+      e->k->gate[l->activation](y, NULL, n, out);
+      return;
     case RT_ADD: e->k->add_scaled(y, bias, l->scale, n, out); return;
     case RT_GATE: e->k->gate[l->activation](y, y2, n, out); return;
     case RT_CAP: if (l->scale != 1.0f || l->softcap != 0.0f) e->k->scale_cap(y, n, l->scale, l->softcap); break;

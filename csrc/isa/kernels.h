@@ -69,7 +69,7 @@ struct rt_kernels {
   void (*add_bias)(const float *x, const float *bias, int n, float *y);
   /* y[i] += x[i] * (1 / sqrt(mean(x^2) + eps)) * norm[i] */
   void (*norm_add)(const float *x, int n, const float *norm, float eps, float *y);
-  /* out[i] = activation(gate[i]) * up[i] */
+  /* out[i] = activation(gate[i]) * up[i]; up may be NULL: activation(gate[i]) */
   void (*gate[3])(const float *gate, const float *up, int n, float *out);
   /* One head in place: optional RMS norm with weight norm[head_dim], then rotation by cos/sin [pairs]. */
   void (*rope_head)(float *x, int head_dim, const float *norm, float eps, const float *cos, const float *sin, int pairs,

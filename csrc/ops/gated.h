@@ -1,4 +1,5 @@
-/* out[i] = activation(gate[i]) * up[i], activation as plan.Activation.  gate, up, out: [n]; ranges of n are chunks of work.
+/* out[i] = activation(gate[i]) * up[i], activation as plan.Activation; up NULL: activation(gate[i]).  gate, up, out: [n];
+ * ranges of n are chunks of work.
  *
  *   SILU       x / (1 + e^-x)
  *   GELU_TANH  x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
@@ -22,7 +23,8 @@ V_INLINE v16f rt_gelu(v16f x) {
     for (int i = 0; i < n; i += 16) {                                                 \
       int lanes = n - i < 16 ? n - i : 16;                                            \
       v16f g = rt_##name(v_load_n(gate + i, lanes, 0.0f));                            \
-      v_store_n(out + i, v_mul(g, v_load_n(up + i, lanes, 0.0f)), lanes);             \
+      if (up != NULL) g = v_mul(g, v_load_n(up + i, lanes, 0.0f));                    \
+      v_store_n(out + i, g, lanes);                                                   \
     }                                                                                 \
   }
 RT_GATE(silu)

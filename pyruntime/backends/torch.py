@@ -8,7 +8,7 @@ import torch
 
 from .. import quant
 from ..errors import EngineFailed, FieldInvalid
-from ..plan import PAGE_TOKENS, CacheGroup, Plan, Weight
+from ..plan import PAGE_TOKENS, CacheGroup, Embed, Plan, Weight
 from ..types import SAMPLED, Batch
 from ..weights import Weights
 from .torch_ops import OPS, Cache, Matrix, Step, bf16
@@ -40,6 +40,8 @@ class TorchBackend:
         self.caches = {g.name: self._arena(g, n) for g, n in zip(plan.groups, self.pages, strict=True)}
         self._histories: list[list[int]] = [[] for _ in range(histories)]
         self._sampled = np.zeros(max_rows, SAMPLED)
+        learned = {op.positions for op in plan.ops if isinstance(op, Embed) and op.positions}
+        self._positions = min([len(self._weights[name].values) for name in learned], default=1 << 31)
         self._counts = (0, 0)
         self._closed = False
 
@@ -149,6 +151,7 @@ class TorchBackend:
         given = 0 if b.embeddings is None else len(b.embeddings)
         need(b.tokens.min() >= -given and b.tokens.max() < self.plan.vocab, "tokens", "holds an id outside the vocabulary")
         need(len(b.positions) == n and b.positions.min() >= 0, "positions", "must be one position >= 0 a token")
+        need(b.positions.max() < self._positions, "positions", f"must lie below the model's {self._positions}")
         lens = np.diff(b.starts)
         need(len(b.starts) == seqs + 1 and b.starts[0] == 0 and b.starts[-1] == n and (lens > 0).all(), "starts",
              "must rise from 0 to the number of tokens")

@@ -120,8 +120,16 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     return y if bias is None else y + bias
 
 
+def normed(step: Step, op: p.NormLinear | p.Logits, x: Tensor) -> Tensor:
+    """x as the op's norm leaves it."""
+    norm = step.weights[op.norm].values
+    return rms_norm(x, norm, op.eps) if op.norm_kind == p.NormKind.RMS else layer_norm(x, norm, step.vector(op.norm_bias), op.eps)
+
+
 def activation(kind: int, x: Tensor) -> Tensor:
     """plan.Activation applied to x."""
+    if kind == p.Activation.NONE:
+        return x
     if kind == p.Activation.SILU:
         return x * torch.sigmoid(x)
     return torch.nn.functional.gelu(x, approximate="tanh" if kind == p.Activation.GELU_TANH else "none")
@@ -153,21 +161,22 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 # ---- the ops ----
 
 def embed(step: Step, op: p.Embed) -> None:
-    """out = weight[token] * scale, or a given row."""
+    """out = weight[token] * scale, or a given row; positions[position] is added to it."""
     tokens = torch.from_numpy(step.batch.tokens.astype(np.int64)).to(step.slots[op.out].device)
     out = step.weights[op.weight].values[tokens.clamp(min=0)] * op.scale
     if step.batch.embeddings is not None:
         rows = torch.from_numpy(step.batch.embeddings).to(out)
         out = torch.where(tokens[:, None] < 0, rows[(-1 - tokens).clamp(min=0)], out)
+    if op.positions is not None:
+        out = out + step.weights[op.positions].values[torch.from_numpy(step.batch.positions.astype(np.int64)).to(out.device)]
     step.slots[op.out][:] = out
 
 
 def norm_linear(step: Step, op: p.NormLinear) -> None:
-    """out = concat_j(W_j norm(x) + b_j)."""
-    norm, x = step.weights[op.norm].values, step.x(op.x)
-    n = rms_norm(x, norm, op.eps) if op.norm_kind == p.NormKind.RMS else layer_norm(x, norm, step.vector(op.norm_bias), op.eps)
+    """out = activation(concat_j(W_j norm(x) + b_j))."""
+    n = normed(step, op, step.x(op.x))
     parts = [product(step, n, w, b) for w, b in ((op.w0, op.b0), (op.w1, op.b1), (op.w2, op.b2)) if w is not None]
-    step.slots[op.out][:] = torch.cat(parts, -1)
+    step.slots[op.out][:] = activation(op.activation, torch.cat(parts, -1))
 
 
 def linear(step: Step, op: p.Linear) -> None:
@@ -258,9 +267,9 @@ def attention(step: Step, op: p.Attention) -> None:
 
 
 def logits(step: Step, op: p.Logits) -> None:
-    """out = softcap(scale * W rmsnorm(x)) of the flagged rows."""
+    """out = softcap(scale * W norm(x)) of the flagged rows."""
     rows = torch.from_numpy(step.batch.rows.astype(np.int64)).to(step.slots[op.x].device)
-    n = rms_norm(step.x(op.x)[rows], step.weights[op.norm].values, op.eps)
+    n = normed(step, op, step.x(op.x)[rows])
     step.slots[op.out][:] = soft_cap(op.scale * product(step, n, op.weight, rows=step.batch.rows), op.softcap)
 
 

@@ -80,14 +80,14 @@ static rt_engine *make_engine(source *s) {
   rt_engine *e = NULL;
   static const int32_t kinds[8] = {RT_OP_EMBED, RT_OP_NORM_LINEAR, RT_OP_ROPE_KV, RT_OP_ATTENTION, RT_OP_LINEAR_ADD, RT_OP_GATED,
                                    RT_OP_LOGITS, RT_OP_SAMPLE};
-  f[0].embed = (rt_op_embed){.out = 0, .weight = TABLE_W, .scale = 1};
+  f[0].embed = (rt_op_embed){.out = 0, .weight = TABLE_W, .positions = -1, .scale = 1};
   f[1].norm_linear = (rt_op_norm_linear){.x = 0, .out = 1, .norm = NORM_W, .norm_bias = -1, .w0 = Q_W, .w1 = K_W, .w2 = V_W, .b0 = -1,
-                                         .b1 = -1, .b2 = -1, .eps = 1e-5f};
+                                         .b1 = -1, .b2 = -1, .activation = -1, .eps = 1e-5f};
   f[2].rope_kv = (rt_op_rope_kv){.qkv = 1, .q_norm = -1, .k_norm = -1, .heads = HEADS, .eps = 1e-5f};
   f[3].attention = (rt_op_attention){.qkv = 1, .out = 2, .sinks = -1, .heads = HEADS, .scale = 0.3f};
   f[4].linear_add = (rt_op_linear_add){.x = 2, .out = 0, .weight = O_W, .bias = -1, .scale = 1};
   f[5].gated = (rt_op_gated){.x = 0, .out = 3, .norm = NORM_W, .gate = GATE_W, .up = UP_W, .eps = 1e-5f};
-  f[6].logits = (rt_op_logits){.x = 0, .out = 4, .norm = NORM_W, .weight = TABLE_W, .eps = 1e-5f, .scale = 1};
+  f[6].logits = (rt_op_logits){.x = 0, .out = 4, .norm = NORM_W, .norm_bias = -1, .weight = TABLE_W, .eps = 1e-5f, .scale = 1};
   f[7].sample = (rt_op_sample){.logits = 4};
   for (int i = 0; i < 8; i++) {
     ops[i].kind = kinds[i];
