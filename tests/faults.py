@@ -81,7 +81,7 @@ FAULTS = [
           "v_set1(1.0f)"),
     Fault("gate taken for up", "exec/step.c", "e->k->gate[l->activation](y, y2, n, out)", "y2", "y"),
     Fault("silu of -x", "ops/gated.h", "v_add(v_set1(1.0f), v_exp(v_sub(v_zero(), x)))", "v_sub(v_zero(), x)", "x"),
-    Fault("embedding row of its group's first", "exec/step.c", "m->k, token % RT_GROUP, f->scale, out", "token % RT_GROUP", "0"),
+    Fault("embedding row of its group's first", "exec/step.c", "m->k, row % RT_GROUP, scale, out", "row % RT_GROUP", "0"),
     Fault("embedding of the position before", "exec/step.c", "matrix_row(e, f->positions, token->position, 1.0f", "token->position",
           "(token->position > 0 ? token->position - 1 : 0)"),
     Fault("norm's bias forgotten", "ops/norm.h", "if (layer && norm_bias != NULL)", "norm_bias != NULL", "0"),
