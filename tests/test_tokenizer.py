@@ -45,7 +45,11 @@ EDGES = [
     "\u0301", " \u0301\u0301", "e\u0301\u0327o", "\u0000", "a\u0000b", "\x01\x04\x06\x7f",
     "héllo wörld", "Ελληνικά", "русский текст", "中文字符", "日本語のテキスト", "한국어", "العربية", "עִברִית",
     "हिन्दी", "ไทย", "ꙮ𝔘𝔫𝔦", "\U000e0041\U000e007f", "\U0010ffff", "ǅǈ ª º ʰ ـ", "x" * 47, "x" * 48,
-    "x" * 49, "ab" * 100, "_a_b", "a_1", "#$%^&*", "def f(x):\n    return x + 1\n\n\n\tif True:\n",
+    "x" * 49, "ab" * 100, "_a_b", "a_1", "#$%^&*",
+    "fooBAR", "Foo Bar's BAZ'D", "中AB中", "中ABc", "\u0301AB", " \u0301\u0301AB", "a\u0301B", "ǅa",
+    "//\n/\r/a", ".abc", "..abc", ".é",
+    "\x00\x01 \x02.a", "日本゠語ー・語", "\u3097\u3098か\u3099", "1234\u0301", "\u0301a\u0301 \u0301", "©®a", "\ue000\ue001b",
+    "def f(x):\n    return x + 1\n\n\n\tif True:\n",
     "http://a.b/c?d=e&f=%20", "Ġ Ċ Â", "��",
 ]  # fmt: skip
 SURROGATES = {chr(c) for c in range(0xD800, 0xE000)}
@@ -121,13 +125,13 @@ LARGE = [range(0x3400, 0xA000), range(0xAC00, 0xD7A4), range(0xE000, 0xF900), ra
          range(0x20000, 0xE0000), range(0xE0200, 0x110000)]  # fmt: skip
 
 
-@pytest.mark.parametrize("split", ["gpt2", "smollm"])
+@pytest.mark.parametrize("split", ["gpt-4o", "deepseek-v3"])
 def test_every_code_point_is_of_the_right_class(split):
     """Each beside a letter, a digit, itself and a sign; every 61st of the large ranges of one class."""
     ours, reference = both("pairs", split)
     points = [chr(c) for c in range(0x110000) if c % 61 == 0 or not any(c in r for r in LARGE)]
     for first in range(0, len(points), 2048):
-        some = [c for c in points[first : first + 2048] if is_assigned(c) or split != "smollm" and c not in SURROGATES]
+        some = [c for c in points[first : first + 2048] if c not in SURROGATES]
         text = "".join(f"x{c}1{c}{c}." for c in some)
         if ours.encode(text) != reference.encode(text).ids:
             wrong = [c for c in some if ours.encode(f"x{c}1{c}{c}.") != reference.encode(f"x{c}1{c}{c}.").ids]

@@ -21,7 +21,25 @@ from pyruntime.tokenizer import Tokenizer
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SPLITS = ("gpt2", "smollm", "llama3", "qwen2")
+SPLITS = ("gpt2", "smollm", "llama3", "qwen2", "tekken", "gpt-4o", "deepseek-v3")
+# As the models' own files write them.
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+WORDS = rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+"
+NAMES = rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*"
+SIGNS = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+PATTERNS = {
+    "llama3": [CONTRACTIONS + r"\p{N}{1,3}" + REST],
+    "qwen2": [CONTRACTIONS + r"\p{N}" + REST],
+    "tekken": [WORDS + "|" + NAMES + r"|\p{N}" + SIGNS],
+    "gpt-4o": [WORDS + ENDINGS + "|" + NAMES + ENDINGS + r"|\p{N}{1,3}" + SIGNS],
+    "deepseek-v3": [
+        r"\p{N}{1,3}",
+        "[一-龥\u3040-ゟ゠-ヿ]+",
+        "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+        "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
+    ],
+}
 SPECIAL, ADDED = 3, 4  # GGUF token types
 
 
@@ -32,10 +50,9 @@ def pre_tokenizer(split: str) -> Any:
     if split == "smollm":
         digits = pre_tokenizers.Digits(individual_digits=True)
         return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    pattern = CONTRACTIONS + (r"\p{N}{1,3}" if split == "llama3" else r"\p{N}") + REST
     return pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PATTERNS[split]),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -79,6 +79,15 @@ static size_t lines_or_spaces_end(const uint8_t *restrict text, size_t at, size_
   return after_newline ? after_newline : spaces_end(text, at, n, false);
 }
 
+static size_t digits_end(const uint8_t *restrict text, size_t at, size_t n, int most) {
+  for (int k = 0; k < most && at < n; k++) {
+    const rt_char c = rt_char_at(text, at, n);
+    if (c.class != RT_NUMBER) break;
+    at = c.end;
+  }
+  return at;
+}
+
 /* llama3: (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
  * qwen2:  the same with \p{N} alone. */
 static size_t llama3_end(const uint8_t *restrict text, size_t at, size_t n, int most_digits) {
@@ -88,20 +97,110 @@ static size_t llama3_end(const uint8_t *restrict text, size_t at, size_t n, int 
     if (end) return end;
   }
   if (c.class == RT_LETTER) return run_end(RT_LETTER, text, c.end, n);
-  if (c.class == RT_NUMBER) {
-    size_t end = c.end;
-    for (int k = 1; k < most_digits && end < n; k++) {
-      const rt_char next = rt_char_at(text, end, n);
-      if (next.class != RT_NUMBER) break;
-      end = next.end;
-    }
-    return end;
-  }
-  const rt_char next = c.end < n ? rt_char_at(text, c.end, n) : (rt_char){UINT32_MAX, RT_SPACE, n};
+  if (c.class == RT_NUMBER) return digits_end(text, at, n, most_digits);
+  const rt_char next = c.end < n ? rt_char_at(text, c.end, n) : (rt_char){UINT32_MAX, RT_SPACE, RT_KIND_SPACE, n};
   if (next.class == RT_LETTER && !is_newline(c.code)) return run_end(RT_LETTER, text, next.end, n);
   if (c.class == RT_OTHER) return newlines_end(text, run_end(RT_OTHER, text, c.end, n), n);
   if (c.code == ' ' && next.class == RT_OTHER) return newlines_end(text, run_end(RT_OTHER, text, next.end, n), n);
   return lines_or_spaces_end(text, at, n);
+}
+
+static bool is_capital(rt_kind kind) { return kind == RT_KIND_UPPER || kind == RT_KIND_CASELESS || kind == RT_KIND_MARK; }
+static bool is_small(rt_kind kind) { return kind == RT_KIND_LOWER || kind == RT_KIND_CASELESS || kind == RT_KIND_MARK; }
+
+/* [U]*[L]+|[U]+[L]* at text[at], where U is [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}] and L is [\p{Ll}\p{Lm}\p{Lo}\p{M}]; at where neither
+ * matches. Without a lower-case letter behind the run of U, U* gives back what it took until L+ has a character of both: `first`
+ * tells whether there is one, and with it the first of the two matches. */
+static size_t cased_end(const uint8_t *restrict text, size_t at, size_t n, bool *restrict first) {
+  size_t end = at, both = 0;
+  rt_char c = {0, RT_OTHER, RT_KIND_NONE, at};
+  while (end < n && is_capital((c = rt_char_at(text, end, n)).kind)) {
+    end = c.end;
+    if (c.kind != RT_KIND_UPPER) both = end;
+  }
+  *first = both || (end < n && c.kind == RT_KIND_LOWER);
+  if (end < n && c.kind == RT_KIND_LOWER) {
+    while (end < n && is_small((c = rt_char_at(text, end, n)).kind)) end = c.end;
+    return end;
+  }
+  return both ? both : end;
+}
+
+static size_t newlines_or_slashes_end(const uint8_t *restrict text, size_t at, size_t n) {
+  while (at < n && (is_newline(text[at]) || text[at] == '/')) at++;
+  return at;
+}
+
+/* With U and L as above:
+ * tekken: [^\r\n\p{L}\p{N}]?[U]*[L]+|[^\r\n\p{L}\p{N}]?[U]+[L]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+
+ * gpt-4o: the same with (?i:'s|'t|'re|'ve|'m|'ll|'d)? behind each of the first two, and \p{N}{1,3}. */
+static size_t cased_words_end(const uint8_t *restrict text, size_t at, size_t n, bool contractions, int most_digits) {
+  const rt_char c = rt_char_at(text, at, n);
+  const bool before = c.class != RT_LETTER && c.class != RT_NUMBER && !is_newline(c.code);
+  bool first;
+  size_t begin = before ? c.end : at, end = cased_end(text, begin, n, &first);
+  if (before && !first && c.kind == RT_KIND_MARK) end = cased_end(text, begin = at, n, &first);
+  if (end > begin) {
+    const size_t more = contractions && end < n && text[end] == '\'' ? contraction_end(text, end, n, true) : 0;
+    return more ? more : end;
+  }
+  if (c.class == RT_NUMBER) return digits_end(text, at, n, most_digits);
+  if (c.class == RT_OTHER) return newlines_or_slashes_end(text, run_end(RT_OTHER, text, c.end, n), n);
+  if (c.code == ' ' && c.end < n && rt_char_at(text, c.end, n).class == RT_OTHER)
+    return newlines_or_slashes_end(text, run_end(RT_OTHER, text, c.end, n), n);
+  return lines_or_spaces_end(text, at, n);
+}
+
+/* [一-龥぀-ゟ゠-ヿ] */
+static bool is_east_asian(uint32_t code) { return (code >= 0x4E00 && code <= 0x9FA5) || (code >= 0x3040 && code <= 0x30FF); }
+
+/* The end of the piece that begins or goes on at text[at]: three digits, a run of East Asian characters, or what is neither. */
+static size_t piece_end(const uint8_t *restrict text, size_t at, size_t n) {
+  const rt_char c = rt_char_at(text, at, n);
+  if (c.class == RT_NUMBER) return digits_end(text, at, n, 3);
+  for (size_t end = c.end;;) {
+    if (end == n) return n;
+    const rt_char next = rt_char_at(text, end, n);
+    if (next.class == RT_NUMBER || is_east_asian(next.code) != is_east_asian(c.code)) return end;
+    end = next.end;
+  }
+}
+
+static bool is_letter_or_mark(rt_char c) { return c.class == RT_LETTER || c.kind == RT_KIND_MARK; }
+static bool is_sign(rt_char c) { return c.kind == RT_KIND_PUNCTUATION || c.kind == RT_KIND_SYMBOL; }
+
+static size_t letters_and_marks_end(const uint8_t *restrict text, size_t at, size_t n) {
+  for (rt_char c; at < n && is_letter_or_mark(c = rt_char_at(text, at, n));) at = c.end;
+  return at;
+}
+
+static size_t signs_end(const uint8_t *restrict text, size_t at, size_t n) {
+  for (rt_char c; at < n && is_sign(c = rt_char_at(text, at, n));) at = c.end;
+  return newlines_end(text, at, n);
+}
+
+static bool is_ascii_letter(uint8_t c) { return (c | 0x20) >= 'a' && (c | 0x20) <= 'z'; }
+
+/* \p{N}{1,3}, then [一-龥぀-ゟ゠-ヿ]+ between them, then within each piece, P being any of ASCII's punctuation:
+ * [P][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+ and what lies between. */
+static size_t deepseek_end(const uint8_t *restrict text, size_t at, size_t n) {
+  n = piece_end(text, at, n);
+  for (size_t end = at;;) {
+    const rt_char c = rt_char_at(text, end, n);
+    const rt_char next = c.end < n ? rt_char_at(text, c.end, n) : (rt_char){UINT32_MAX, RT_SPACE, RT_KIND_SPACE, n};
+    const bool word = is_letter_or_mark(c) || (!is_sign(c) && !is_newline(c.code) && is_letter_or_mark(next));
+    if (end > at && (word || is_sign(c) || c.class == RT_SPACE)) return end;
+    if (word) return letters_and_marks_end(text, c.end, n);
+    if (is_sign(c)) {
+      size_t letters = c.end;
+      while (c.code < 0x80 && letters < n && is_ascii_letter(text[letters])) letters++;
+      return letters > c.end ? letters : signs_end(text, end, n);
+    }
+    if (c.code == ' ' && c.end < n && is_sign(next)) return signs_end(text, c.end, n);
+    if (c.class == RT_SPACE) return lines_or_spaces_end(text, end, n);
+    if (c.end == n) return n;
+    end = c.end;
+  }
 }
 
 size_t rt_word_end(rt_split split, const uint8_t *restrict text, size_t at, size_t n) {
@@ -109,6 +208,9 @@ size_t rt_word_end(rt_split split, const uint8_t *restrict text, size_t at, size
     case RT_SPLIT_SMOLLM: return gpt2_end(text, at, n, true);
     case RT_SPLIT_LLAMA3: return llama3_end(text, at, n, 3);
     case RT_SPLIT_QWEN2: return llama3_end(text, at, n, 1);
+    case RT_SPLIT_TEKKEN: return cased_words_end(text, at, n, false, 1);
+    case RT_SPLIT_GPT4O: return cased_words_end(text, at, n, true, 3);
+    case RT_SPLIT_DEEPSEEK: return deepseek_end(text, at, n);
     default: return gpt2_end(text, at, n, false);
   }
 }

@@ -28,6 +28,9 @@ SPLITS: dict[str, int] = {
     **dict.fromkeys(["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"], 1),
     **dict.fromkeys(["llama3", "llama-bpe", "llama-v3", "falcon3", "pixtral", "lfm2"], 2),
     **dict.fromkeys(["qwen2", "stablelm2", "deepseek-r1-qwen", "hunyuan", "megrez"], 3),
+    "tekken": 4,
+    **dict.fromkeys(["gpt-4o", "llama4"], 5),
+    "deepseek-v3": 6,
 }
 
 # Control tokens that end a turn or a text in the models that have them, whatever the metadata says.
@@ -49,16 +52,29 @@ END_NAMES = frozenset(
 )
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_BLANKS = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*" + _BLANKS
+_CAPITALS, _SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = [rf"[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}*{_SMALL}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}+{_SMALL}*"]
+_SIGNS = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _BLANKS
 _REGEXES = {
     _CONTRACTIONS + r"\p{N}{1,3}" + _REST: "llama3",
     _CONTRACTIONS + r"\p{N}" + _REST: "qwen2",
+    "|".join(_CASED) + r"|\p{N}" + _SIGNS: "tekken",
+    "|".join(words + r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?" for words in _CASED) + r"|\p{N}{1,3}" + _SIGNS: "gpt-4o",
+    r"\p{N}{1,3}": "three digits",
+    "[一-龥぀-ゟ゠-ヿ]+": "East Asian",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"""
+    + _BLANKS: "deepseek-v3",
 }
 _PIPELINES = {
     ("split into bytes",): "gpt2",
     ("digits", "split into bytes"): "smollm",
     ("llama3", "bytes"): "llama3",
     ("qwen2", "bytes"): "qwen2",
+    ("tekken", "bytes"): "tekken",
+    ("gpt-4o", "bytes"): "gpt-4o",
+    ("three digits", "East Asian", "deepseek-v3", "bytes"): "deepseek-v3",
 }
 
 
@@ -124,7 +140,7 @@ def _gguf_byte_level(meta: Mapping[str, object], tokens: list[str]) -> Spec:
         kinds=_gguf_kinds(meta.get("tokenizer.ggml.token_type"), len(tokens), Kind.NORMAL),
         merges=_texts(meta.get("tokenizer.ggml.merges"), "tokenizer.ggml.merges"),
         split=pre,
-        ignore_merges=find_split(pre) == find_split("llama3"),
+        ignore_merges=find_split(pre) in (find_split("llama3"), find_split("tekken")),
     )
 
 
@@ -337,7 +353,8 @@ def _step(step: dict[str, object]) -> str:
     if kind == "Digits" and step.get("individual_digits"):
         return "digits"
     if kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert") and isinstance(pattern, dict):
-        return _REGEXES.get(str(pattern.get("Regex")), "?")
+        # Some files have line breaks themselves in the pattern.
+        return _REGEXES.get(str(pattern.get("Regex")).replace("\r", "\\r").replace("\n", "\\n"), "?")
     return "?"
 
 
