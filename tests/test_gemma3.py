@@ -13,25 +13,22 @@ from hypothesis import strategies as st
 pytest.importorskip("transformers")
 pytest.importorskip("gguf")
 
+from family_checks import CHUNKS, F32, KINDS, LENGTH, Family, changed, logits, read
 from gemma_models import hugging_face, random_gemma, write_gguf
-from reference_models import native_backend, stored, tables_of
+from reference_models import native_backend, stored
 
 from pyruntime import plan as p
-from pyruntime.backends.torch import TorchBackend
 from pyruntime.config import Metadata, ModelConfig, RopeScaling
 from pyruntime.errors import ModelInvalid
 from pyruntime.models import gemma3
-from pyruntime.types import Batch
 from pyruntime.weights import load_weights
 from pyruntime.weights.gguf import GGUFModel
 
-F32 = dict(k_format="f32", v_format="f32")
 CONFIGS = {
     "as 270m": gemma3.tiny(layers=7, heads=4, kv_heads=1, head_dim=32, period=6, **F32),
-    "scaled": gemma3.tiny(rope_scaling=RopeScaling("linear", 8.0), query_scale=0.2, final_softcap=9.0, **F32),
+    "scaled": gemma3.tiny(rope_scaling=RopeScaling("linear", 8.0), query_scale=0.2, final_softcap=4.0, **F32),
     "wide heads": gemma3.tiny(width=72, heads=3, kv_heads=3, head_dim=40, hidden=100, window=1, local_rope_theta=2e3, **F32),
 }
-LENGTH = 40
 
 
 @pytest.fixture(autouse=True)
@@ -43,114 +40,67 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-class Made:
-    """One random model: transformers' logits of some tokens, and what our loader makes of its file."""
-
-    def __init__(self, config: ModelConfig, path: Path) -> None:
-        self.wanted, values = config, random_gemma(config, 3)
-        self.reference = hugging_face(config, values)
-        self.ids = np.random.default_rng(5).integers(0, config.vocab, LENGTH).tolist()
-        with torch.inference_mode():
-            self.want = self.reference(torch.tensor([self.ids])).logits[0].numpy()
-            self.others = [self.reference(torch.tensor([self.ids[n:]])).logits[0].numpy() for n in (11, 30)]
-        with GGUFModel(write_gguf(path, config, values)) as file:
-            found = gemma3.from_gguf(file.metadata, file.shapes, file.vector)
-            self.config = replace(found, **F32)
-            self.plan = gemma3.plan(self.config)
-            self.weights = load_weights(self.plan.weights, file, threads=1)
-
-    def distance(self, logits: np.ndarray, want: np.ndarray | None = None) -> float:
-        """Largest difference, in parts of the largest logit."""
-        want = self.want if want is None else want
-        return float(np.abs(logits - want).max() / max(1.0, np.abs(want).max()))
+def from_file(config: ModelConfig, path: Path) -> tuple[Family, ModelConfig]:
+    """A random model, what our loader makes of its file, and the config it found there."""
+    values = random_gemma(config, 3)
+    with GGUFModel(write_gguf(path, config, values)) as file:
+        found = replace(gemma3.from_gguf(file.metadata, file.shapes, file.vector), **F32)
+        plan = gemma3.plan(found)
+        return Family(hugging_face(config, values), plan, load_weights(plan.weights, file, threads=1)), found
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def made(request, tmp_path_factory) -> Made:
-    return Made(CONFIGS[request.param], tmp_path_factory.mktemp("gemma") / "model.gguf")
+def read_(request, tmp_path_factory) -> tuple[Family, ModelConfig, ModelConfig]:
+    """(model, config of the file, config it was made from)."""
+    wanted = CONFIGS[request.param]
+    return *from_file(wanted, tmp_path_factory.mktemp("gemma") / "model.gguf"), wanted
 
 
 @pytest.fixture(scope="module")
-def scaled(tmp_path_factory) -> Made:
-    return Made(CONFIGS["scaled"], tmp_path_factory.mktemp("gemma") / "model.gguf")
+def made(read_) -> Family:
+    return read_[0]
 
 
-def tables(plan: p.Plan, pages: list[int]) -> list[list[list[int]]]:
-    """One sequence's pages: other ones in each group."""
-    return [[[page + group for page in pages]] for group in range(len(plan.groups))]
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory) -> tuple[Family, ModelConfig]:
+    return from_file(CONFIGS["scaled"], tmp_path_factory.mktemp("gemma") / "model.gguf")
 
 
-def logits(backend, ids: list[int], chunks: list[int]) -> np.ndarray:
-    """Of every position, the sequence fed in `chunks`."""
-    out, at, plan = [], 0, backend.plan
-    for n in chunks:
-        batch = Batch.build([(ids[at:at + n], at, at)], tables=tables(plan, [7, 2, 5]), rows=np.arange(n))
-        backend.run(batch, 0, len(plan.ops) - 1)
-        out.append(backend.slot("logits").copy())
-        at += n
-    return np.concatenate(out)
-
-
-def native(made: Made, **sizes: int):
-    return native_backend(made.plan, made.weights, precision="precise", threads=2, **{"pages": 9, **sizes})
-
-
-def reference_backend(made: Made, plan: p.Plan | None = None) -> TorchBackend:
-    return TorchBackend(plan or made.plan, made.weights, act_quant="none", pages=9)
-
-
-def test_the_file_says_what_the_model_is(made: Made) -> None:
+def test_the_file_says_what_the_model_is(read_) -> None:
     """But for numbers that a file keeps in f32."""
-    near = replace(made.config, eps=made.wanted.eps, query_scale=made.wanted.query_scale)
-    assert near == made.wanted
-    assert made.config.eps == np.float32(made.wanted.eps)
-    assert np.isclose(made.config.query_scale, made.wanted.query_scale or made.wanted.head_dim**-0.5, rtol=1e-7)
+    _, found, wanted = read_
+    assert replace(found, eps=wanted.eps, query_scale=wanted.query_scale) == wanted
+    assert found.eps == np.float32(wanted.eps)
+    assert np.isclose(found.query_scale, wanted.query_scale or wanted.head_dim**-0.5, rtol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["torch", "native"])
-@pytest.mark.parametrize("chunks", [[LENGTH], [17, 1, 22], [20] + [1] * 20], ids=["prefill", "chunked", "cached"])
-def test_equals_transformers(made: Made, kind: str, chunks: list[int]) -> None:
-    """Every position's logits within 1e-4 in f32."""
-    assert made.want.std() >= 1
-    backend = reference_backend(made) if kind == "torch" else native(made)
-    assert made.distance(logits(backend, made.ids, chunks)) <= 1e-4
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+def test_equals_transformers(made: Family, kind: str, chunks: list[int]) -> None:
+    made.same_in(kind, chunks)
 
 
-def test_ragged_equals_transformers(made: Made) -> None:
-    """Three sequences in one batch, the second one behind a cached start."""
-    backend = native(made, pages=12, max_rows=100)
-    several = [made.ids, made.ids[11:], made.ids[30:]]
-    groups = [tables_of([len(s) for s in several], 12, np.random.default_rng(g)) for g in range(len(made.plan.groups))]
-    last = len(made.plan.ops) - 1
-    backend.run(Batch.build([(several[1][:9], 0, 0)], tables=[[g[1]] for g in groups]), 0, last)
-    batch = Batch.build([(several[0], 0, 0), (several[1][9:], 9, 9), (several[2], 0, 0)], tables=groups,
-                        rows=np.arange(sum(map(len, several)) - 9))
-    backend.run(batch, 0, last)
-    first, second, third = np.split(backend.slot("logits"), batch.starts[1:-1])
-    for got, want in ((first, made.want), (second, made.others[0][9:]), (third, made.others[1])):
-        assert made.distance(got, want) <= 1e-4
+@pytest.mark.parametrize("kind", KINDS)
+def test_ragged_equals_transformers(made: Family, kind: str) -> None:
+    made.same_ragged(kind)
 
 
-@pytest.mark.parametrize("kind", ["torch", "native"])
-def test_greedy_equals_transformers(made: Made, kind: str) -> None:
-    """24 tokens."""
-    backend = reference_backend(made) if kind == "torch" else native(made)
-    with torch.inference_mode():
-        want = made.reference.generate(torch.tensor([made.ids[:12]]), attention_mask=torch.ones(1, 12), max_new_tokens=24,
-                                       do_sample=False)[0, 12:].tolist()
-    ids, at, new = made.ids[:12], 0, []
-    while len(new) < 24:
-        backend.run(Batch.build([(ids[at:], at, at)], tables=tables(made.plan, [7, 2, 5])))
-        at = len(ids)
-        new.append(int(backend.sampled()["token"][0]))
-        ids = [*ids, new[-1]]
-    assert new == want
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_equals_transformers(made: Family, kind: str) -> None:
+    made.same_greedy(kind)
 
 
-def swapped(plan: p.Plan, kind: type, change) -> p.Plan:
-    """The plan with `change(op)`, a list of ops, in the place of every op of a kind."""
-    ops = [o for op in plan.ops for o in (change(op) if isinstance(op, kind) else [op])]
-    return replace(plan, ops=tuple(ops))
+def test_the_checkpoint_s_own_names_give_the_same_weights(scaled) -> None:
+    model, config = scaled
+    values, own = random_gemma(CONFIGS["scaled"], 3), read(model.reference, gemma3, config)
+    assert set(own) == set(values) and all(np.allclose(own[name], values[name], rtol=0, atol=3e-7) for name in own)
+
+
+def test_windows_are_reached_and_logits_capped(scaled) -> None:
+    model, config = scaled
+    assert config.window < LENGTH / 2
+    uncapped = model.backend("torch", changed(model.plan, p.Logits, softcap=0.0))
+    assert np.abs(logits(uncapped, model.ids, [LENGTH])).max() > 1.5 * config.final_softcap
 
 
 WRONG = {
@@ -166,9 +116,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_wrong_config_is_seen(scaled: Made, wrong: str) -> None:
-    plan = gemma3.plan(replace(scaled.config, **WRONG[wrong](scaled.config)))
-    assert scaled.distance(logits(reference_backend(scaled, plan), scaled.ids, [LENGTH])) > 1e-4
+def test_a_wrong_config_is_seen(scaled, wrong: str) -> None:
+    model, config = scaled
+    model.sees(gemma3.plan(replace(config, **WRONG[wrong](config))))
 
 
 def other(name: str) -> str:
@@ -178,37 +128,35 @@ def other(name: str) -> str:
 
 
 PLANS = {
-    "no embedding scale": lambda plan: swapped(plan, p.Embed, lambda op: [replace(op, scale=1.0)]),
-    "embedding scale in bf16": lambda plan: swapped(plan, p.Embed, lambda op: [
+    "no embedding scale": lambda plan: changed(plan, p.Embed, lambda op: [replace(op, scale=1.0)]),
+    "embedding scale in bf16": lambda plan: changed(plan, p.Embed, lambda op: [
         replace(op, scale=float(torch.tensor(op.scale).bfloat16()))]),
-    "no query norm": lambda plan: swapped(plan, p.RopeKV, lambda op: [replace(op, q_norm=None)]),
-    "no key norm": lambda plan: swapped(plan, p.RopeKV, lambda op: [replace(op, k_norm=None)]),
-    "norms swapped": lambda plan: swapped(plan, p.RopeKV, lambda op: [replace(op, q_norm=op.k_norm, k_norm=op.q_norm)]),
-    "no post-norm": lambda plan: swapped(swapped(plan, p.NormAdd, lambda op: []), p.Linear, lambda op: [
+    "no query norm": lambda plan: changed(plan, p.RopeKV, lambda op: [replace(op, q_norm=None)]),
+    "no key norm": lambda plan: changed(plan, p.RopeKV, lambda op: [replace(op, k_norm=None)]),
+    "norms swapped": lambda plan: changed(plan, p.RopeKV, lambda op: [replace(op, q_norm=op.k_norm, k_norm=op.q_norm)]),
+    "no post-norm": lambda plan: changed(changed(plan, p.NormAdd, lambda op: []), p.Linear, lambda op: [
         p.LinearAdd(op.x, "x", op.weight)]),
-    "post-norm of the sum": lambda plan: swapped(plan, p.NormAdd, lambda op: [
+    "post-norm of the sum": lambda plan: changed(plan, p.NormAdd, lambda op: [
         replace(op, norm=op.norm.replace("post_attention_norm", "ffn_norm"))]),
-    "post-norms swapped": lambda plan: swapped(plan, p.NormAdd, lambda op: [replace(op, norm=other(op.norm))]),
-    "gate and up swapped": lambda plan: swapped(plan, p.Gated, lambda op: [replace(op, gate=op.up, up=op.gate)]),
+    "post-norms swapped": lambda plan: changed(plan, p.NormAdd, lambda op: [replace(op, norm=other(op.norm))]),
+    "gate and up swapped": lambda plan: changed(plan, p.Gated, lambda op: [replace(op, gate=op.up, up=op.gate)]),
 }
 
 
 @pytest.mark.parametrize("wrong", PLANS)
-def test_a_wrong_plan_is_seen(scaled: Made, wrong: str) -> None:
-    plan = PLANS[wrong](scaled.plan)
-    assert plan != scaled.plan
-    assert scaled.distance(logits(reference_backend(scaled, plan), scaled.ids, [LENGTH])) > 1e-4
+def test_a_wrong_plan_is_seen(scaled, wrong: str) -> None:
+    scaled[0].sees(PLANS[wrong](scaled[0].plan))
 
 
-def test_heads_mapped_otherwise_are_seen(scaled: Made) -> None:
+def test_heads_mapped_otherwise_are_seen(scaled) -> None:
     """Query head h reads KV head h mod kv_heads: the rows of q in that order."""
-    c, values = scaled.config, random_gemma(CONFIGS["scaled"], 3)
+    model, c = scaled
+    values = random_gemma(CONFIGS["scaled"], 3)
     order = np.arange(c.heads).reshape(c.kv_heads, -1).T.reshape(-1)
     for name, value in values.items():
         if ".attn_q." in name:
             values[name] = value.reshape(c.heads, c.head_dim, -1)[order].reshape(value.shape)
-    backend = TorchBackend(scaled.plan, stored(scaled.plan, values, low_memory=True), act_quant="none", pages=9)
-    assert scaled.distance(logits(backend, scaled.ids, [LENGTH])) > 1e-4
+    model.sees(model.plan, stored(model.plan, values))
 
 
 @pytest.mark.parametrize("given_", [7, np.array([True, False, True, True]), [1, 0, 1, 1], 3])
