@@ -107,6 +107,29 @@ def test_only_loading_trace_and_the_edges_choose_a_backend() -> None:
             assert not imports(path) & CONCRETE, path
 
 
+def family_names() -> set[str]:
+    """What families are called: files, architectures, model types, and the words in these before a number."""
+    from pyruntime.models import families, hf_families
+
+    names = {*families(), *hf_families(), *(p.stem for p in (PACKAGE / "models").glob("[!_]*.py"))}
+    return names | {word for name in names if len(word := re.split(r"[\d_.-]", name)[0]) > 2}
+
+
+def test_family_names_are_found() -> None:
+    assert {"llama", "gemma", "gemma3", "gpt2", "gpt"} <= family_names()
+
+
+@pytest.mark.parametrize("room", ["csrc/base", "csrc/isa", "csrc/exec", "pyruntime/engine", "pyruntime/cache"])
+def test_no_family_is_known_below_the_models(room: str) -> None:
+    """Neither the executor nor the engine mentions one by name."""
+    word = re.compile(r"(?<![a-z])(" + "|".join(sorted(family_names())) + r")(?![a-z])", re.IGNORECASE)
+    sources = [p for p in sorted((ROOT / room).rglob("*")) if p.suffix in (".c", ".h", ".def", ".inc", ".py")]
+    assert sources
+    for path in sources:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert not word.search(line), f"{path}:{number} mentions a family: {line.strip()}"
+
+
 def test_ground_floor_is_plain() -> None:
     for name in ("plan", "config", "recipe", "types", "errors"):
         outside = {m.split(".")[0] for m in imports(PACKAGE / f"{name}.py")} - STANDARD - {"pyruntime"}
