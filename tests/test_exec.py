@@ -14,7 +14,7 @@ from reference_models import random_values, stored, tables_of
 from pyruntime import errors, machine
 from pyruntime._core import _engine
 from pyruntime.backends.native import NativeBackend
-from pyruntime.models import llama
+from pyruntime.models import gpt2, llama
 from pyruntime.quant import FORMATS
 from pyruntime.types import Batch, greedy_rows
 
@@ -34,14 +34,17 @@ def model(seed: int, low_memory: bool = False):
     unit = 32 // np.gcd(32, kv_heads * share * head_dim)  # quantized matrices need a k of whole blocks
     heads = kv_heads * share * int(unit)
     cached = ["f16", "f32", "bf16"] + ["q8_0"] * (head_dim % 32 == 0)
-    config = llama.tiny(
+    family = gpt2 if seed % 5 == 2 else llama
+    if family is gpt2:
+        kv_heads = heads
+    config = family.tiny(
         layers=int(rng.integers(1, 4)), width=int(rng.choice([32, 64, 96, 128, 256])), heads=heads, kv_heads=kv_heads,
         head_dim=head_dim,
         hidden=int(rng.choice([32, 64, 128, 160, 256])), vocab=int(rng.integers(17, 260)),
         rope_dims=2 * int(rng.integers(1, head_dim // 2 + 1)),
         rope_interleaved=bool(rng.integers(2)), tied=bool(rng.integers(2)), qkv_bias=bool(rng.integers(2)),
         qk_norm=bool(rng.integers(2)), k_format=str(rng.choice(cached)), v_format=str(rng.choice(cached)))
-    plan = llama.plan(config)
+    plan = family.plan(config)
     formats = {w.name: str(rng.choice([n for n, twin in FORMATS.items() if w.k % twin.BLOCK_WEIGHTS == 0]))
                for w in plan.weights if w.k}
     return plan, stored(plan, random_values(plan, seed), formats, low_memory=low_memory)

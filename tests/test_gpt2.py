@@ -17,16 +17,21 @@ import gguf
 import transformers
 from family_checks import CHUNKS, F32, KINDS, LENGTH, Family, changed, logits, read, scattered
 from reference_models import native_backend, random_values, stored
+from tiny_model import tokenizer_metadata
 
+from pyruntime import LLM, ContextLengthExceeded, FinishReason, SamplingParams
 from pyruntime import plan as p
 from pyruntime.config import Metadata, ModelConfig
 from pyruntime.errors import FieldInvalid, ModelInvalid
 from pyruntime.loading import kv_bytes_per_token
 from pyruntime.models import gpt2
+from pyruntime.quant import FORMATS
 from pyruntime.recipe import ACTIVATIONS
 from pyruntime.types import Batch
 from pyruntime.weights import load_weights
 from pyruntime.weights.gguf import GGUFModel
+from pyruntime.weights.gguf_writer import Tensor
+from pyruntime.weights.gguf_writer import write_gguf as write
 
 CONFIGS = {
     "as 124m": gpt2.tiny(context=64, **F32),
@@ -278,3 +283,28 @@ def test_native_chunks_threads_and_memory_do_not_matter(seed: int, data) -> None
     one = native_backend(plan, stored(plan, values, formats), pages=9, threads=1)
     other = native_backend(plan, stored(plan, values, formats, low_memory=True), pages=9, threads=2)
     assert np.array_equal(logits(one, ids, [LENGTH]), logits(other, ids, chunks))
+
+
+def test_an_answer_ends_with_the_context(tmp_path: Path) -> None:
+    """Whole stack, file to text: the last position is used, none past it; greedy tokens are those of `transformers`."""
+    metadata = tokenizer_metadata()
+    config = gpt2.tiny(context=32, vocab=len(metadata["tokenizer.ggml.tokens"]), **F32)
+    reference = hugging_face(config)
+    facts = {"general.architecture": "gpt2", "gpt2.context_length": 32, "gpt2.embedding_length": config.width,
+             "gpt2.block_count": config.layers, "gpt2.feed_forward_length": config.hidden,
+             "gpt2.attention.head_count": config.heads}
+    tensors = [Tensor(name, "F32", x.shape, FORMATS["F32"].quantize(x)) for name, x in read(reference, gpt2, config).items()]
+    write(tmp_path / "m.gguf", {**facts, **metadata}, tensors)
+    prompt = [5, 9, 2, 7, 1]
+    with LLM(tmp_path / "m.gguf", kv_format="f32", progress=False, precision="precise") as llm:
+        answer = llm.generate(prompt, SamplingParams(temperature=0.0, ignore_end=True, max_tokens=27))
+        with pytest.raises(ContextLengthExceeded):
+            llm.generate(list(range(33)), SamplingParams(max_tokens=1))
+    ids = list(prompt)
+    while len(ids) < 32:
+        with torch.inference_mode():
+            ids.append(int(reference(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    assert list(answer.token_ids) == ids[5:] and answer.finish_reason is FinishReason.LENGTH
+    write(tmp_path / "longer.gguf", {**facts, **metadata, "gpt2.context_length": 33}, tensors)
+    with pytest.raises(ModelInvalid, match=r"position_embd\.weight"):
+        LLM(tmp_path / "longer.gguf", progress=False)
