@@ -59,14 +59,14 @@ static inline void tile_bf16(int c, int a, int b) {
       memcpy(tiles.data[c][m] + 4 * n, &old, 4);
     }
 }
-static inline void tile_su8(int c, int a, int b) {
+static inline void tile_s8(int c, int a, int b) {
   tile_fits(c, a, b);
   for (int m = 0; m < tiles.rows[c]; m++)
     for (int n = 0; n < tiles.bytes[c] / 4; n++) {
       int32_t sum;
       memcpy(&sum, tiles.data[c][m] + 4 * n, 4);
       for (int k = 0; k < tiles.rows[b]; k++)
-        for (int i = 0; i < 4; i++) sum += (int8_t)tiles.data[a][m][4 * k + i] * tiles.data[b][k][4 * n + i];
+        for (int i = 0; i < 4; i++) sum += (int8_t)tiles.data[a][m][4 * k + i] * (int8_t)tiles.data[b][k][4 * n + i];
       memcpy(tiles.data[c][m] + 4 * n, &sum, 4);
     }
 }
@@ -78,7 +78,7 @@ static inline void tile_su8(int c, int a, int b) {
 #define V_TILE_LOAD_ONCE(t, p, stride) tile_load(t, p, (long)(stride))
 #define V_TILE_STORE(t, p, stride) tile_store(t, p, (long)(stride))
 #define V_TILE_BF16(c, a, b) tile_bf16(c, a, b)
-#define V_TILE_SU8(c, a, b) tile_su8(c, a, b)
+#define V_TILE_S8(c, a, b) tile_s8(c, a, b)
 
 /* vcvtne2ps2bf16: to even, NaN quiet, denormal numbers zero. */
 static inline uint16_t narrow_bf16(float x) {

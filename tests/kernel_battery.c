@@ -92,7 +92,7 @@ static uint8_t *packed_of(source *s, rt_format format, int rows, int k, bool wil
   return packed;
 }
 
-static const int shapes[][3] = {{16, 64, 1}, {40, 256, 3}, {24, 512, 9}, {33, 768, 6}}; /* rows, k, tokens */
+static const int shapes[][3] = {{16, 64, 1}, {40, 256, 3}, {24, 512, 9}, {33, 768, 6}, {16, 832, 21}}; /* rows, k, tokens */
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 
 static void linear(const struct rt_kernels *K, rt_format format, enum rt_path path, hash *h) {

@@ -264,13 +264,14 @@ def test_a_row_knows_no_neighbour(kernels: Kernels, format: int, m: int, path: i
 
 @pytest.mark.parametrize("format", range(len(FORMATS)), ids=NAMES)
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_largest_weights_meet_the_largest_activations(kernels: Kernels, format: int, sign: int) -> None:
+@pytest.mark.parametrize("m", [5, 25])
+def test_the_largest_weights_meet_the_largest_activations(kernels: Kernels, format: int, sign: int, m: int) -> None:
     k = 2048
     raw = np.full((16, k // FORMATS[format].block_weights, FORMATS[format].block_bytes), 255, np.uint8)
     for at in HALVES.get(FORMATS[format].name, ()):
         raw[..., at:at + 2] = np.array([1.0], np.float16).view(np.uint8)
     w = packed(format, 16, k, raw.reshape(-1))
-    acts = activations(SCALAR, np.full((5, k), sign * 3.0, np.float32))
+    acts = activations(SCALAR, np.full((m, k), sign * 3.0, np.float32))
     assert same(SCALAR.linear(format, w, k, 0, 1, acts), kernels.linear(format, w, k, 0, 1, acts))
 
 

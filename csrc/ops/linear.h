@@ -123,7 +123,9 @@ V_INLINE void rt_prefetch(const uint8_t *p, int lines) {
 /* ---- blocks and many tokens, where unpacking costs much: RT_WIDE_K k are widened once for up to RT_WIDE_MOST tokens ---- */
 enum { RT_WIDE_FROM = 8, RT_WIDE_MOST = 64, RT_WIDE_K = 256 };
 #define RT_WIDE_FLOAT(name, tile_k, tile_bytes, sub, offset) RT_WIDE_NONE(name)
-#ifdef V_WIDE_TOKENS
+#if defined(V_TILES)
+#include "ops/tiles_a16.h"
+#elif defined(V_WIDE_TOKENS)
 typedef struct rt_widened { /* spans of RT_WIDE_K k: u - offset as v_widen leaves it, and each sub-block's scale and least */
   _Alignas(64) int16_t u[RT_WIDE_K / 4][64];
   _Alignas(64) float scale[RT_WIDE_K / 16][16], least[RT_WIDE_K / 16][16];
@@ -179,6 +181,8 @@ V_INLINE void rt_fold_widened(const rt_widened *restrict w, const rt_rows *x, in
                      y + t * ldy, ldy);                                                                               \
     return whole;                                                                                                     \
   }
+#endif
+#ifdef RT_WIDE_BLOCK
 #define RT_WIDE_SCALE(name, tile_k, tile_bytes, sub, offset) \
   RT_WIDE_BLOCK(name, tile_k, tile_bytes, sub, offset, 0, RT_FOLD_SCALE)
 #define RT_WIDE_LEAST(name, tile_k, tile_bytes, sub, offset) \

@@ -1,7 +1,7 @@
 /* The vocabulary of AVX-512, and tiles (AMX): eight registers of up to 16 rows of 64 bytes.
  *
  *   C tiles  f32 or s32 [token][16 row of weights]    A tiles  [token][64 bytes of k]
- *   B tiles  [16 pair of k][16 row][2] bf16 or [16][16 row][4 k] u8: a step of R16 is one line of it
+ *   B tiles  [16 pair of k][16 row][2] bf16 or [16][16 row][4 k] s8: a step of R16 is one line of it
  * V_TILE_BF16 adds, per token and row, an even and an odd chain of fma from zero over ascending k, joined, to C; numbers below
  * 2^-126 are zero to it. Tiles keep their shapes and contents across context switches. Every macro clobbers memory: gcc 12
  * otherwise drops the stores that fill what they read. */
@@ -23,7 +23,7 @@
 #define V_TILE_STORE(t, p, stride) \
   __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(p), "r"((long)(stride)) : "memory")
 #define V_TILE_BF16(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory")
-#define V_TILE_SU8(c, a, b) __asm__ volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory") /* A s8, B u8 */
+#define V_TILE_S8(c, a, b) __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory")
 
 /* 16 bf16 of even, then of odd. */
 V_INLINE __m512i v_narrow_bf16(v16f odd, v16f even) { return (__m512i)_mm512_cvtne2ps_pbh(odd, even); }
@@ -34,6 +34,18 @@ V_INLINE void v_store_pairs(uint16_t *p, v16f even, v16f odd) {
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
                                          19, 3, 18, 2, 17, 1, 16, 0);
   _mm512_storeu_si512(p, _mm512_permutexvar_epi16(order, v_narrow_bf16(odd, even)));
+}
+
+/* A step's bytes less y, modulo 256; y a constant. */
+V_INLINE v64b v_less_byte(v64b x, int y) { return y ? _mm512_sub_epi8(x, _mm512_set1_epi8((char)y)) : x; }
+/* 256 * high + low, as floats. */
+V_INLINE v16f v_of_planes(const int32_t *high, const int32_t *low) {
+  return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(_mm512_loadu_si512(high), 8), _mm512_loadu_si512(low)));
+}
+/* Sums of q over 16 k each, [16], as floats; sub == 32: over 32, in the even lanes. */
+V_INLINE v16f v_sums_q(const int32_t *sum, int sub) {
+  __m512i one = _mm512_loadu_si512(sum);
+  return _mm512_cvtepi32_ps(sub == 16 ? one : _mm512_add_epi32(one, _mm512_srli_epi64(one, 32)));
 }
 
 /* C tiles 0 1 2 3 are (0, 0) (0, 1) (1, 0) (1, 1) of A tiles 4, 5 and B tiles 6, 7. A tile 4 has rows0 tokens, 5 has rows1 (0:
