@@ -1,50 +1,15 @@
 #include "load/gguf.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/checked.h"
 #include "load/pack.h"
 
 typedef unsigned long long ull;
 
-/* ---- words for errors ---- */
-
-typedef struct shown {
-  char text[128];
-} shown;
-
-/* Bytes as one printable line; a long one keeps its end. Only the path, which is the user's own, may go beyond ASCII. */
-static shown show_up_to(const char *bytes, uint64_t length, unsigned char last) {
-  shown s;
-  size_t n = 0;
-  uint64_t i = 0;
-  if (length > 100) i = length - 97, memcpy(s.text, "...", n = 3);
-  for (; i < length && n + 5 < sizeof s.text; i++) {
-    unsigned char c = (unsigned char)bytes[i];
-    if (c >= 0x20 && c != 0x7f && c <= last) s.text[n++] = (char)c;
-    else n += (size_t)snprintf(s.text + n, 5, "\\x%02x", c);
-  }
-  s.text[n] = 0;
-  return s;
-}
-
-static shown show(const char *bytes, uint64_t length) { return show_up_to(bytes, length, 0x7e); }
-static shown show_path(const rt_gguf *file) { return show_up_to(file->path, strlen(file->path), 0xff); }
-
-__attribute__((format(printf, 3, 4))) static rt_code bad(const rt_gguf *file, rt_status *st, const char *format, ...) {
-  char what[360];
-  va_list args;
-  va_start(args, format);
-  vsnprintf(what, sizeof what, format, args);
-  va_end(args);
-  return rt_fail(st, RT_BAD_FILE, "%s: %s", show_path(file).text, what);
-}
+static rt_shown show(const char *bytes, uint64_t length) { return rt_show((rt_text){bytes, length}); }
+#define bad(of, st, ...) rt_file_bad(&(of)->file, st, __VA_ARGS__)
 
 static const struct ggml_type {
   const char *name;
@@ -73,23 +38,23 @@ const char *rt_ggml_type_name(uint32_t ggml_type, char unnamed[24]) {
 static const uint8_t item_bytes[RT_GGUF_TYPES] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 static const uint8_t least_bytes[RT_GGUF_TYPES] = {1, 1, 2, 2, 4, 4, 4, 1, 8, 12, 8, 8, 8};
 
-static bool left(const rt_gguf *file, uint64_t at, uint64_t bytes) { return at <= file->size && bytes <= file->size - at; }
+static bool left(const rt_gguf *file, uint64_t at, uint64_t bytes) { return rt_file_holds(&file->file, at, bytes); }
 
 static rt_code read_bytes(const rt_gguf *file, uint64_t *at, void *to, uint64_t bytes, const char *what, rt_status *st) {
   if (!left(file, *at, bytes)) return bad(file, st, "byte %llu: the file ends inside %s; get it again", (ull)*at, what);
-  memcpy(to, file->map + *at, bytes);
+  memcpy(to, file->file.map + *at, bytes);
   *at += bytes;
   return RT_OK;
 }
 
-static rt_code read_text(const rt_gguf *file, uint64_t *at, const char *what, uint64_t most, rt_gguf_text *text,
+static rt_code read_text(const rt_gguf *file, uint64_t *at, const char *what, uint64_t most, rt_text *text,
                          rt_status *st) {
   uint64_t start = *at, length = 0;
   if (read_bytes(file, at, &length, 8, what, st)) return st->code;
   if (length > most || !left(file, *at, length))
     return bad(file, st, "byte %llu: %s of %llu bytes, at most %llu can be there", (ull)start, what, (ull)length,
-               (ull)(most < file->size - *at ? most : file->size - *at));
-  *text = (rt_gguf_text){(const char *)file->map + *at, length};
+               (ull)(most < file->file.size - *at ? most : file->file.size - *at));
+  *text = (rt_text){(const char *)file->file.map + *at, length};
   *at += length;
   return RT_OK;
 }
@@ -102,7 +67,7 @@ static rt_code read_array(const rt_gguf *file, uint64_t *at, rt_gguf_value *valu
   if (read_bytes(file, at, &value->count, 8, "the length of an array", st)) return st->code;
   if (!rt_mul(value->count, least_bytes[value->item_type], &least) || !left(file, *at, least))
     return bad(file, st, "byte %llu: an array of %llu items in %llu bytes", (ull)start, (ull)value->count,
-               (ull)(file->size - *at));
+               (ull)(file->file.size - *at));
   value->at = *at;
   value->bytes = item_bytes[value->item_type] ? least : 0;
   return RT_OK;
@@ -135,23 +100,11 @@ static rt_code walk_value(const rt_gguf *file, uint64_t *at, uint32_t type, int 
 
 /* ---- the header ---- */
 
-/* Room for one more in an array that grows with what has been read, not with what the file announces. */
-static bool grow(void **items, uint64_t used, size_t item) {
-  if (used & (used - 1) || used == 1) return true;
-  void *more = realloc(*items, (used ? 2 * used : 2) * item);
-  if (more) *items = more;
-  return more != NULL;
-}
-
-static rt_code no_memory(const rt_gguf *file, rt_status *st) {
-  return rt_fail(st, RT_NO_MEMORY, "%s: no memory left for its header", show_path(file).text);
-}
-
 static rt_code read_start(rt_gguf *file, uint64_t *at, uint64_t *n_tensors, uint64_t *n_fields, rt_status *st) {
-  if (file->size == 0) return bad(file, st, "the file is empty");
-  if (file->size < 4 || memcmp(file->map, "GGUF", 4)) {
-    uint64_t n = file->size < 4 ? file->size : 4;
-    return bad(file, st, "not a GGUF file: it starts with \"%s\", not \"GGUF\"", show((const char *)file->map, n).text);
+  if (file->file.size == 0) return bad(file, st, "the file is empty");
+  if (file->file.size < 4 || memcmp(file->file.map, "GGUF", 4)) {
+    uint64_t n = file->file.size < 4 ? file->file.size : 4;
+    return bad(file, st, "not a GGUF file: it starts with \"%s\", not \"GGUF\"", show((const char *)file->file.map, n).text);
   }
   *at = 4;
   if (read_bytes(file, at, &file->version, 4, "the version", st)) return st->code;
@@ -166,7 +119,7 @@ static rt_code read_start(rt_gguf *file, uint64_t *at, uint64_t *n_tensors, uint
   if (*n_fields > RT_GGUF_MAX_FIELDS || *n_tensors > RT_GGUF_MAX_TENSORS || !rt_mul(*n_fields, 13, &fields) ||
       !rt_mul(*n_tensors, 24, &tensors) || !rt_add(fields, tensors, &all) || !left(file, *at, all))
     return bad(file, st, "byte 8: %llu tensors and %llu metadata fields in a file of %llu bytes", (ull)*n_tensors,
-               (ull)*n_fields, (ull)file->size);
+               (ull)*n_fields, (ull)file->file.size);
   return RT_OK;
 }
 
@@ -184,7 +137,7 @@ static rt_code read_alignment(rt_gguf *file, const rt_gguf_field *field, rt_stat
 }
 
 static rt_code read_field(rt_gguf *file, uint64_t *at, rt_status *st) {
-  if (!grow((void **)&file->fields, file->n_fields, sizeof *file->fields)) return no_memory(file, st);
+  if (!rt_grow((void **)&file->fields, file->n_fields, sizeof *file->fields)) return rt_file_no_memory(&file->file, st);
   rt_gguf_field *field = &file->fields[file->n_fields];
   if (read_text(file, at, "a key", RT_GGUF_KEY, &field->key, st)) return st->code;
   if (read_bytes(file, at, &field->type, 4, "the type of a field", st)) return st->code;
@@ -212,7 +165,7 @@ static rt_code measure(const rt_gguf *file, rt_gguf_tensor *t, uint64_t at, rt_s
 
 /* `offset` still counts from the data section. */
 static rt_code read_tensor(rt_gguf *file, uint64_t *at, rt_status *st) {
-  if (!grow((void **)&file->tensors, file->n_tensors, sizeof *file->tensors)) return no_memory(file, st);
+  if (!rt_grow((void **)&file->tensors, file->n_tensors, sizeof *file->tensors)) return rt_file_no_memory(&file->file, st);
   rt_gguf_tensor *t = &file->tensors[file->n_tensors];
   uint64_t start = *at;
   *t = (rt_gguf_tensor){.dims = {1, 1, 1, 1}};
@@ -234,13 +187,13 @@ static rt_code place_tensors(rt_gguf *file, uint64_t header_end, rt_status *st) 
   uint64_t data = rt_round_up(header_end, file->alignment);
   for (uint64_t i = 0; i < file->n_tensors; i++) {
     rt_gguf_tensor *t = &file->tensors[i];
-    shown name = show(t->name.bytes, t->name.length);
+    rt_shown name = show(t->name.bytes, t->name.length);
     if (t->offset % file->alignment)
       return bad(file, st, "tensor %s: offset %llu is not a multiple of the alignment %u", name.text, (ull)t->offset,
                  file->alignment);
     if (!rt_add(data, t->offset, &t->offset) || !left(file, t->offset, t->bytes))
       return bad(file, st, "tensor %s: %llu bytes at byte %llu, but the file has %llu bytes: incomplete or damaged, get it again",
-                 name.text, (ull)t->bytes, (ull)t->offset, (ull)file->size);
+                 name.text, (ull)t->bytes, (ull)t->offset, (ull)file->file.size);
   }
   return RT_OK;
 }
@@ -253,7 +206,7 @@ static int by_offset(const void *a, const void *b) {
 static rt_code refuse_overlaps(const rt_gguf *file, rt_status *st) {
   const rt_gguf_tensor **order = malloc((file->n_tensors + 1) * sizeof *order), *before = NULL;
   uint64_t n = 0;
-  if (!order) return no_memory(file, st);
+  if (!order) return rt_file_no_memory(&file->file, st);
   for (uint64_t i = 0; i < file->n_tensors; i++)
     if (file->tensors[i].bytes) order[n++] = &file->tensors[i];
   qsort(order, n, sizeof *order, by_offset);
@@ -266,25 +219,16 @@ static rt_code refuse_overlaps(const rt_gguf *file, rt_status *st) {
   return st->code;
 }
 
-static int by_text(const void *a, const void *b) {
-  const rt_gguf_text *x = a, *y = b;
-  if (x->length != y->length) return x->length < y->length ? -1 : 1;
-  return memcmp(x->bytes, y->bytes, x->length);
-}
-
 /* texts: [n], sorted in place. */
-static rt_code refuse_twins(const rt_gguf *file, rt_gguf_text *texts, uint64_t n, const char *what, rt_status *st) {
-  qsort(texts, n, sizeof *texts, by_text);
-  for (uint64_t i = 1; i < n; i++)
-    if (by_text(texts + i - 1, texts + i) == 0)
-      return bad(file, st, "%s %s is there twice", what, show(texts[i].bytes, texts[i].length).text);
-  return RT_OK;
+static rt_code refuse_twins(const rt_gguf *file, rt_text *texts, uint64_t n, const char *what, rt_status *st) {
+  const rt_text *twin = rt_find_twin(texts, n);
+  return twin ? bad(file, st, "%s %s is there twice", what, rt_show(*twin).text) : RT_OK;
 }
 
 static rt_code refuse_duplicates(const rt_gguf *file, rt_status *st) {
   uint64_t most = file->n_fields > file->n_tensors ? file->n_fields : file->n_tensors;
-  rt_gguf_text *texts = malloc((most + 1) * sizeof *texts);
-  if (!texts) return no_memory(file, st);
+  rt_text *texts = malloc((most + 1) * sizeof *texts);
+  if (!texts) return rt_file_no_memory(&file->file, st);
   for (uint64_t i = 0; i < file->n_fields; i++) texts[i] = file->fields[i].key;
   rt_code code = refuse_twins(file, texts, file->n_fields, "metadata field", st);
   for (uint64_t i = 0; i < file->n_tensors; i++) texts[i] = file->tensors[i].name;
@@ -304,43 +248,14 @@ static rt_code read_header(rt_gguf *file, rt_status *st) {
   return refuse_overlaps(file, st);
 }
 
-/* ---- open, close, changes ---- */
-
-static rt_code open_error(const rt_gguf *file, rt_status *st) {
-  int error = errno;
-  if (error == ENOENT || error == ENOTDIR)
-    return rt_fail(st, RT_NOT_FOUND, "%s: no such file; check the path or `pyruntime ls`", show_path(file).text);
-  return rt_fail(st, RT_IO, "%s: cannot be opened: %s", show_path(file).text, strerror(error));
-}
-
-static rt_code map_file(rt_gguf *file, rt_status *st) {
-  struct stat stat;
-  file->fd = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe is refused, not waited for */
-  if (file->fd < 0) return open_error(file, st);
-  if (fstat(file->fd, &stat)) return open_error(file, st);
-  if (S_ISDIR(stat.st_mode)) return bad(file, st, "a folder, not a GGUF file; name the file in it");
-  if (!S_ISREG(stat.st_mode)) return bad(file, st, "not a regular file");
-  file->size = (uint64_t)stat.st_size;
-  file->modified = stat.st_mtim;
-  if (file->size == 0) return RT_OK;
-  void *map = mmap(NULL, file->size, PROT_READ, MAP_SHARED, file->fd, 0);
-  if (map == MAP_FAILED)
-    return rt_fail(st, RT_IO, "%s: cannot be mapped: %s", show_path(file).text, strerror(errno));
-  file->map = map;
-  return RT_OK;
-}
+/* ---- open and close ---- */
 
 rt_code rt_gguf_open(const char *path, rt_gguf **out, rt_status *st) {
   rt_gguf *file = calloc(1, sizeof *file);
-  st->code = RT_OK;
   *out = NULL;
-  if (!file || !(file->path = strdup(path))) {
-    free(file);
-    return rt_fail(st, RT_NO_MEMORY, "no memory left to open a file");
-  }
-  file->fd = -1;
+  if (!file) return rt_fail(st, RT_NO_MEMORY, "no memory left to open a file");
   file->alignment = 32;
-  if (map_file(file, st) || read_header(file, st) || rt_gguf_unchanged(file, st)) {
+  if (rt_file_open(&file->file, path, "GGUF", st) || read_header(file, st) || rt_file_unchanged(&file->file, st)) {
     rt_gguf_close(file);
     return st->code;
   }
@@ -350,22 +265,10 @@ rt_code rt_gguf_open(const char *path, rt_gguf **out, rt_status *st) {
 
 void rt_gguf_close(rt_gguf *file) {
   if (!file) return;
-  if (file->map) munmap((void *)file->map, file->size);
-  if (file->fd >= 0) close(file->fd);
+  rt_file_close(&file->file);
   free(file->fields);
   free(file->tensors);
-  free(file->path);
   free(file);
-}
-
-rt_code rt_gguf_unchanged(const rt_gguf *file, rt_status *st) {
-  struct stat stat;
-  if (fstat(file->fd, &stat)) return rt_fail(st, RT_IO, "%s: %s", show_path(file).text, strerror(errno));
-  if ((uint64_t)stat.st_size == file->size && stat.st_mtim.tv_sec == file->modified.tv_sec &&
-      stat.st_mtim.tv_nsec == file->modified.tv_nsec)
-    return RT_OK;
-  return bad(file, st, "changed since it was opened (%llu bytes then, %llu now); load it again", (ull)file->size,
-             (ull)stat.st_size);
 }
 
 /* ---- packing ---- */
@@ -382,89 +285,17 @@ rt_code rt_gguf_supported(const rt_gguf *file, const rt_gguf_tensor *tensor, rt_
              tensor->ggml_type, ours);
 }
 
-static bool read_exactly(int fd, uint8_t *to, size_t bytes, uint64_t offset) {
-  while (bytes) {
-    ssize_t n = pread(fd, to, bytes, (off_t)offset);
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return false;
-    to += n, offset += (uint64_t)n, bytes -= (size_t)n;
-  }
-  return true;
-}
-
-rt_code rt_gguf_copy(const rt_gguf *file, const rt_gguf_tensor *tensor, uint8_t *dst, rt_status *st) {
-  bool whole = read_exactly(file->fd, dst, tensor->bytes, tensor->offset);
-  if (rt_gguf_unchanged(file, st)) return st->code;
-  return whole ? RT_OK : rt_fail(st, RT_IO, "%s: its tensors could not be read", show_path(file).text);
-}
-
-/* A share of a tensor small enough to stay in cache between reading and packing. */
-enum { SHARE_BYTES = 256 * 1024 };
-
-typedef struct share_size {
-  uint64_t rows, k, row_bytes, share_rows, share_bytes, shares;
-} share_size;
-
-/* Needs bytes != 0: rows fits, since rows * row_bytes does. */
-static share_size share_of(const rt_gguf_tensor *t) {
-  share_size s = {.rows = t->dims[1] * t->dims[2] * t->dims[3], .k = t->dims[0]};
-  s.row_bytes = t->bytes / s.rows;
-  s.share_rows = s.row_bytes < SHARE_BYTES / 16 ? SHARE_BYTES / (s.row_bytes * 16) * 16 : 16;
-  s.share_bytes = s.row_bytes * (s.rows < s.share_rows ? s.rows : s.share_rows);
-  s.shares = (s.rows + s.share_rows - 1) / s.share_rows;
-  return s;
-}
-
-/* False when the file could not be read. scratch: [share_bytes]. */
-static bool pack_share(const rt_gguf *file, const rt_gguf_packing *job, const share_size *s, uint64_t share,
-                       uint8_t *restrict scratch) {
-  const rt_gguf_tensor *t = &file->tensors[job->tensor];
-  uint64_t first = share * s->share_rows, rows = s->rows - first < s->share_rows ? s->rows - first : s->share_rows;
-  size_t group_bytes = rt_group_bytes(t->format, s->k);
-  uint8_t *to = job->dst + first / 16 * group_bytes;
-  if (!read_exactly(file->fd, scratch, rows * s->row_bytes, t->offset + first * s->row_bytes)) return false;
-  for (uint64_t g = 0; g * 16 < rows; g++) rt_pack_group(t->format, rows, s->k, scratch, g, to + g * group_bytes);
-  return true;
-}
-
-/* Refuses what cannot be packed; otherwise counts the shares and finds the largest. */
-static rt_code plan_packing(const rt_gguf *file, const rt_gguf_packing *jobs, uint64_t n, uint64_t *scratch_bytes,
-                            uint64_t *shares, rt_status *st) {
-  for (uint64_t j = 0; j < n; j++) {
-    const rt_gguf_tensor *t = &file->tensors[jobs[j].tensor];
-    if (rt_gguf_supported(file, t, st)) return st->code;
-    size_t need = t->bytes ? rt_packed_bytes(t->format, share_of(t).rows, t->dims[0]) : 0;
-    if (need == 0 || need != jobs[j].dst_bytes)
-      return rt_fail(st, RT_INVALID, "tensor %s packs into %zu bytes, not %zu",
-                     show(t->name.bytes, t->name.length).text, need, jobs[j].dst_bytes);
-    share_size s = share_of(t);
-    if (s.share_bytes > *scratch_bytes) *scratch_bytes = s.share_bytes;
-    *shares += s.shares;
-  }
-  return RT_OK;
-}
-
 rt_code rt_gguf_pack(const rt_gguf *file, const rt_gguf_packing *jobs, uint64_t n, int threads, rt_status *st) {
-  uint64_t scratch_bytes = 0, shares = 0;
-  int cut = 0, starved = 0;
+  rt_file_packing *all = calloc(n + 1, sizeof *all);
+  if (!all) return rt_file_no_memory(&file->file, st);
   st->code = RT_OK;
-  if (plan_packing(file, jobs, n, &scratch_bytes, &shares, st) || shares == 0) return st->code;
-#pragma omp parallel num_threads(rt_pack_threads(threads, shares))
-  {
-    uint8_t *scratch = malloc(scratch_bytes);
-    for (uint64_t j = 0; j < n; j++) {
-      share_size s = share_of(&file->tensors[jobs[j].tensor]);
-#pragma omp for schedule(dynamic, 1) nowait
-      for (uint64_t i = 0; i < s.shares; i++) {
-        if (scratch && pack_share(file, &jobs[j], &s, i, scratch)) continue;
-#pragma omp atomic write
-        *(scratch ? &cut : &starved) = 1;
-      }
-    }
-    free(scratch);
+  for (uint64_t j = 0; j < n && !st->code; j++) {
+    const rt_gguf_tensor *t = &file->tensors[jobs[j].tensor];
+    if (rt_gguf_supported(file, t, st)) break;
+    uint64_t rows = t->bytes ? t->dims[1] * t->dims[2] * t->dims[3] : 0; /* fits, since its bytes do */
+    all[j] = (rt_file_packing){t->format, rows, t->dims[0], t->offset, jobs[j].dst, jobs[j].dst_bytes};
   }
-  rt_pack_threads_done();
-  if (starved) return rt_fail(st, RT_NO_MEMORY, "%s: no memory left to pack its tensors", show_path(file).text);
-  if (rt_gguf_unchanged(file, st)) return st->code;
-  return cut ? rt_fail(st, RT_IO, "%s: its tensors could not be read", show_path(file).text) : RT_OK;
+  if (!st->code) rt_file_pack(&file->file, all, n, threads, st);
+  free(all);
+  return st->code;
 }

@@ -4,18 +4,10 @@
  *   "GGUF" | version u32 | tensors u64 | fields u64
  *   field:  key string | type u32 | value        string: length u64, bytes     array: item type u32, count u64, items
  *   tensor: name string | n_dims u32 | dims u64[n_dims], fastest first | ggml type u32 | offset u64, from the data section
- *   data section: at the next multiple of general.alignment (32)
- *
- * A file that changes later: rt_gguf_unchanged compares size and time; packing reads with pread, where a cut file is an
- * error and not a SIGBUS. Whoever reads through the mapping (rt_gguf.map) asks rt_gguf_unchanged first; a file that is cut
- * between the question and the read still ends the process, as with every mapping. */
+ *   data section: at the next multiple of general.alignment (32) */
 #ifndef RT_GGUF_H
 #define RT_GGUF_H
-#include <stdbool.h>
-#include <time.h>
-
-#include "base/status.h"
-#include "quant/formats.h"
+#include "load/file.h"
 
 typedef enum rt_gguf_type {
   RT_GGUF_UINT8, RT_GGUF_INT8, RT_GGUF_UINT16, RT_GGUF_INT16, RT_GGUF_UINT32, RT_GGUF_INT32, RT_GGUF_FLOAT32,
@@ -25,27 +17,22 @@ typedef enum rt_gguf_type {
 enum { RT_GGUF_DIMS = 4, RT_GGUF_DEPTH = 4 /* arrays in arrays */, RT_GGUF_KEY = 65535, RT_GGUF_NAME = 1024,
        RT_GGUF_MAX_FIELDS = 1 << 16, RT_GGUF_MAX_TENSORS = 1 << 20 };
 
-typedef struct rt_gguf_text {
-  const char *bytes; /* in the mapping, not ended by a zero, of any encoding */
-  uint64_t length;
-} rt_gguf_text;
-
 typedef struct rt_gguf_value {
   uint32_t type;
   uint32_t item_type;  /* of an array */
   uint64_t count;      /* items of an array, 1 of anything else */
   uint64_t at, bytes;  /* where its bytes start in the file; how many, 0 where items differ in size */
-  rt_gguf_text text;   /* of a string */
+  rt_text text;        /* of a string, of any encoding */
 } rt_gguf_value;
 
 typedef struct rt_gguf_field {
-  rt_gguf_text key;
+  rt_text key;
   uint32_t type;
   uint64_t at; /* where rt_gguf_read finds the value */
 } rt_gguf_field;
 
 typedef struct rt_gguf_tensor {
-  rt_gguf_text name;
+  rt_text name;
   uint32_t n_dims;
   uint64_t dims[RT_GGUF_DIMS]; /* fastest first: dims[0] is k; 1 behind n_dims */
   uint32_t ggml_type;
@@ -55,11 +42,7 @@ typedef struct rt_gguf_tensor {
 } rt_gguf_tensor;
 
 typedef struct rt_gguf {
-  char *path;
-  int fd;
-  const uint8_t *map; /* [size] */
-  uint64_t size;
-  struct timespec modified;
+  rt_file file;
   uint32_t version, alignment;
   uint64_t n_fields, n_tensors;
   rt_gguf_field *fields;
@@ -68,7 +51,6 @@ typedef struct rt_gguf {
 
 rt_code rt_gguf_open(const char *path, rt_gguf **file, rt_status *st);
 void rt_gguf_close(rt_gguf *file);
-rt_code rt_gguf_unchanged(const rt_gguf *file, rt_status *st);
 
 /* The value of `type` at *at, proven inside the file again; *at moves behind it, for an array to its first item. */
 rt_code rt_gguf_read(const rt_gguf *file, uint64_t *at, uint32_t type, rt_gguf_value *value, rt_status *st);
@@ -78,10 +60,6 @@ const char *rt_ggml_type_name(uint32_t ggml_type, char unnamed[24]);
 
 /* RT_BAD_FILE naming the tensor, its type and what would work, unless its format is one of ours. */
 rt_code rt_gguf_supported(const rt_gguf *file, const rt_gguf_tensor *tensor, rt_status *st);
-
-/* A tensor's bytes as they stand, read with pread: the mapping stays untouched, so its pages take no memory here.
- * dst: [tensor->bytes]. */
-rt_code rt_gguf_copy(const rt_gguf *file, const rt_gguf_tensor *tensor, uint8_t *dst, rt_status *st);
 
 /* Tensors as rows x k into R16, in parallel across all of them, read with pread. */
 typedef struct rt_gguf_packing {

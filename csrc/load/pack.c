@@ -83,3 +83,17 @@ void rt_decode_row(rt_format format, uint64_t k, const uint8_t *restrict row_blo
   for (uint64_t done = 0; done < k; done += f->block_weights, row_blocks += f->block_bytes)
     f->decode(row_blocks, out + done);
 }
+
+rt_code rt_decode(rt_format format, uint64_t rows, uint64_t k, const uint8_t *restrict blocks, float *restrict out, int threads,
+                  rt_status *st) {
+  size_t stride = rt_file_bytes(format, 1, k);
+  st->code = RT_OK;
+  if (threads == 1) { /* without waking anyone */
+    for (uint64_t r = 0; r < rows; r++) rt_decode_row(format, k, blocks + r * stride, out + r * k);
+    return RT_OK;
+  }
+#pragma omp parallel for schedule(dynamic, 8) num_threads(rt_pack_threads(threads, rows / 8))
+  for (uint64_t r = 0; r < rows; r++) rt_decode_row(format, k, blocks + r * stride, out + r * k);
+  rt_pack_threads_done();
+  return RT_OK;
+}

@@ -27,4 +27,8 @@ rt_code rt_pack(rt_format format, uint64_t rows, uint64_t k, const uint8_t *rest
 /* A row of a packed matrix, or of the file's blocks, as f32. out: [k]. The same bits both ways. */
 void rt_unpack_row(rt_format format, uint64_t k, const uint8_t *restrict packed, uint64_t row, float *restrict out);
 void rt_decode_row(rt_format format, uint64_t k, const uint8_t *restrict row_blocks, float *restrict out);
+
+/* All rows of a matrix in file blocks, in parallel. out: [rows][k]. Needs rt_file_bytes(format, rows, k) != 0. */
+rt_code rt_decode(rt_format format, uint64_t rows, uint64_t k, const uint8_t *restrict blocks, float *restrict out, int threads,
+                  rt_status *st);
 #endif

@@ -5,7 +5,7 @@ A format is named by its index in `formats()`, the order of csrc/defs/formats.de
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -58,8 +58,17 @@ def pack(format: int, rows: int, k: int, blocks: NDArray[np.uint8], out: NDArray
 def unpack(format: int, rows: int, k: int, packed: NDArray[np.uint8]) -> NDArray[np.float32]:
     """R16 [packed_bytes] as f32 [rows, k]: the bits `decode` gives for the blocks it was packed from."""
 
-def decode(format: int, rows: int, k: int, blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+def decode(format: int, rows: int, k: int, blocks: NDArray[np.uint8], threads: int = 1) -> NDArray[np.float32]:
     """Blocks [file_bytes] as f32 [rows, k]."""
+
+def quantize(format: int, values: NDArray[np.float32], threads: int = 0) -> NDArray[np.uint8]:
+    """f32 [rows, k] as blocks [file_bytes], in parallel, without the GIL: how near is said in csrc/load/quantize.h.
+
+    ModelInvalid: a value is not finite, or too large for the format's scales. FieldInvalid: k is not whole blocks.
+    """
+
+def quantizable(format: int) -> bool:
+    """Whether `quantize` knows the format."""
 
 def half_to_f32(bits: NDArray[np.uint16], bfloat: bool = False) -> NDArray[np.float32]:
     """f16 (or bf16) bits widened, exactly."""
@@ -123,5 +132,33 @@ class GGUFFile:
 
     def close(self) -> None: ...
     def __enter__(self) -> GGUFFile: ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None: ...
+
+class SafetensorsFile:
+    """A safetensors file, proven whole when it is opened (ModelInvalid, ModelNotFound). Views and changes as in GGUFFile."""
+
+    path: str
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+
+    def __init__(self, path: str | bytes | os.PathLike[str]) -> None: ...
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """A tensor's bytes, [nbytes], read-only, without a copy."""
+
+    def read(self, name: str, first: int = 0, count: int | None = None) -> NDArray[np.uint8]:
+        """A tensor's bytes, or `count` of them from `first` on, copied: no part of the mapping is touched. OSError."""
+
+    def supported(self, name: str) -> int:
+        """Index of the tensor's format; ModelInvalid naming tensor, dtype and what would work."""
+
+    def pack(self, jobs: Sequence[tuple[str, int, int, int, NDArray[np.uint8]]], threads: int = 0) -> None:
+        """(tensor, first byte in it, rows, k, R16 [packed_bytes]) each, in parallel across all of them, without the GIL."""
+
+    def check(self) -> None:
+        """ModelInvalid when the file changed since it was opened."""
+
+    def close(self) -> None: ...
+    def __enter__(self) -> SafetensorsFile: ...
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None: ...

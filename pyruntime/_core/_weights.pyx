@@ -92,16 +92,37 @@ def unpack(int format, uint64_t rows, uint64_t k, const uint8_t[::1] packed):
     return out
 
 
-def decode(int format, uint64_t rows, uint64_t k, const uint8_t[::1] blocks):
+def decode(int format, uint64_t rows, uint64_t k, const uint8_t[::1] blocks, int threads=1):
     cdef rt_format f = format_at(format)
-    cdef size_t stride = sized(blocks.shape[0], rt_file_bytes(f, rows, k), "a matrix to decode") // rows
-    cdef uint64_t row
+    cdef rt_status st
+    sized(blocks.shape[0], rt_file_bytes(f, rows, k), "a matrix to decode")
     out = np.empty((rows, k), np.float32)
     cdef float[:, ::1] to = out
+    st.code = RT_OK
     with nogil:
-        for row in range(rows):
-            rt_decode_row(f, k, &blocks[row * stride], &to[row, 0])
+        rt_decode(f, rows, k, &blocks[0], &to[0, 0], threads, &st)
+    check(&st)
     return out
+
+
+def quantize(int format, const float[:, ::1] values, int threads=0):
+    cdef rt_format f = format_at(format)
+    cdef rt_status st
+    cdef uint64_t rows = values.shape[0], k = values.shape[1]
+    cdef size_t need = rt_file_bytes(f, rows, k)
+    if need == 0 or not rt_can_quantize(f):
+        raise FieldInvalid(f"{rows} x {k} numbers cannot become weights of format {format}")
+    out = np.empty(need, np.uint8)
+    cdef uint8_t[::1] to = out
+    st.code = RT_OK
+    with nogil:
+        rt_quantize(f, rows, k, &values[0, 0], &to[0], threads, &st)
+    check(&st)
+    return out
+
+
+def quantizable(int format):
+    return bool(rt_can_quantize(format_at(format)))
 
 
 def half_to_f32(const uint16_t[::1] bits, bint bfloat=False):
@@ -196,7 +217,7 @@ cdef class _Mapping:
         rt_gguf_close(self.file)
 
 
-cdef str text_of(rt_gguf_text text):
+cdef str text_of(rt_text text):
     return PyUnicode_DecodeUTF8(text.bytes, <Py_ssize_t> text.length, "surrogateescape")
 
 
@@ -206,7 +227,7 @@ DTYPES = {RT_GGUF_UINT8: np.uint8, RT_GGUF_INT8: np.int8, RT_GGUF_UINT16: np.uin
 
 
 cdef numbers(rt_gguf *file, rt_gguf_value value, uint32_t type):
-    cdef bytes raw = PyBytes_FromStringAndSize(<const char *> file.map + value.at, <Py_ssize_t> value.bytes)
+    cdef bytes raw = PyBytes_FromStringAndSize(<const char *> file.file.map + value.at, <Py_ssize_t> value.bytes)
     if type == RT_GGUF_BOOL:
         return np.frombuffer(raw, np.uint8) != 0
     return np.frombuffer(raw, DTYPES[type])
@@ -305,7 +326,7 @@ cdef class GGUFFile:
     def raw(self, str name):
         cdef rt_gguf_tensor *t = self.tensor(name)
         self.check()
-        return view_of(self.mapping, self.mapping.file.map + t.offset, t.bytes, True)
+        return view_of(self.mapping, self.mapping.file.file.map + t.offset, t.bytes, True)
 
     def read(self, str name):
         cdef rt_status st
@@ -316,7 +337,7 @@ cdef class GGUFFile:
         st.code = RT_OK
         if t.bytes:
             with nogil:
-                rt_gguf_copy(alive.file, t, &to[0], &st)
+                rt_file_read(&alive.file.file, t.offset, t.bytes, &to[0], &st)
         check(&st)
         return out
 
@@ -353,7 +374,129 @@ cdef class GGUFFile:
     def check(self):
         cdef rt_status st
         st.code = RT_OK
-        rt_gguf_unchanged(self.opened(), &st)
+        rt_file_unchanged(&self.opened().file, &st)
+        check(&st)
+
+    def close(self):
+        self.mapping = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+
+# ---- safetensors ----
+
+cdef class _SafetensorsMapping:
+    """The open file, as _Mapping."""
+    cdef rt_safetensors *file
+
+    def __dealloc__(self):
+        rt_safetensors_close(self.file)
+
+
+cdef class SafetensorsFile:
+    cdef _SafetensorsMapping mapping
+    cdef readonly str path
+    cdef readonly dict tensors, metadata
+    cdef dict index
+
+    def __init__(self, path):
+        cdef rt_status st
+        cdef bytes encoded = os.fsencode(path)
+        cdef const char *name = encoded
+        cdef rt_safetensors *file = NULL
+        cdef rt_safetensors_tensor *t
+        st.code = RT_OK
+        if b"\0" in encoded:
+            raise ModelNotFound(f"{encoded!r}: no such file; a path holds no zero byte")
+        self.path = os.fsdecode(path)
+        with nogil:
+            rt_safetensors_open(name, &file, &st)
+        check(&st)
+        self.mapping = _SafetensorsMapping.__new__(_SafetensorsMapping)
+        self.mapping.file = file
+        self.tensors, self.index = {}, {}
+        for i in range(file.n_tensors):
+            t = &file.tensors[i]
+            tensor = text_of(t.name)
+            shape = tuple(t.dims[d] for d in range(t.n_dims))
+            self.index[tensor] = i
+            self.tensors[tensor] = TensorInfo(tensor, shape, t.dtype.decode(), t.offset, t.bytes)
+        self.metadata = {text_of(file.fields[i].key): text_of(file.fields[i].text) for i in range(file.n_fields)}
+
+    cdef rt_safetensors *opened(self) except NULL:
+        if self.mapping is None:
+            raise ValueError(f"{self.path}: this file is closed")
+        return self.mapping.file
+
+    cdef rt_safetensors_tensor *tensor(self, str name) except NULL:
+        cdef rt_safetensors *file = self.opened()
+        return &file.tensors[<uint64_t> self.index[name]]
+
+    def supported(self, str name):
+        cdef rt_status st
+        cdef rt_safetensors_tensor *t = self.tensor(name)
+        st.code = RT_OK
+        rt_safetensors_supported(self.mapping.file, t, &st)
+        check(&st)
+        return <int> t.format
+
+    def raw(self, str name):
+        cdef rt_safetensors_tensor *t = self.tensor(name)
+        self.check()
+        return view_of(self.mapping, self.mapping.file.file.map + t.offset, t.bytes, True)
+
+    def read(self, str name, uint64_t first=0, count=None):
+        cdef rt_status st
+        cdef rt_safetensors_tensor *t = self.tensor(name)
+        cdef _SafetensorsMapping alive = self.mapping
+        cdef uint64_t n = t.bytes - min(first, t.bytes) if count is None else count
+        if first > t.bytes or n > t.bytes - first:
+            raise FieldInvalid(f"{self.path}: tensor {name} has {t.bytes} bytes, not {n} from byte {first} on")
+        out = np.empty(n, np.uint8)
+        cdef uint8_t[::1] to = out
+        st.code = RT_OK
+        if n:
+            with nogil:
+                rt_file_read(&alive.file.file, t.offset + first, n, &to[0], &st)
+        check(&st)
+        return out
+
+    def pack(self, jobs, int threads=0):
+        cdef rt_status st
+        cdef rt_safetensors *file = self.opened()
+        cdef _SafetensorsMapping alive = self.mapping
+        cdef uint64_t n = len(jobs)
+        cdef uint8_t[::1] out
+        cdef rt_safetensors_tensor *t
+        cdef rt_file_packing *job
+        cdef bytearray space = bytearray((n + 1) * sizeof(rt_file_packing))
+        cdef rt_file_packing *all = <rt_file_packing *> <char *> space
+        held = []
+        for i, (name, first, rows, k, array) in enumerate(jobs):
+            self.supported(name)
+            t = self.tensor(name)
+            out = array
+            held.append(out)
+            job = &all[<uint64_t> i]
+            job.format, job.rows, job.k = t.format, rows, k
+            job.offset = t.offset + <uint64_t> first
+            job.dst = &out[0] if out.shape[0] else NULL
+            job.dst_bytes = out.shape[0]
+            if first + rt_file_bytes(job.format, job.rows, job.k) > t.bytes:
+                raise FieldInvalid(f"{self.path}: tensor {name} has {t.bytes} bytes, fewer than {rows} x {k} from byte {first} on")
+        st.code = RT_OK
+        with nogil:
+            rt_file_pack(&alive.file.file, all, n, threads, &st)
+        check(&st)
+
+    def check(self):
+        cdef rt_status st
+        st.code = RT_OK
+        rt_file_unchanged(&self.opened().file, &st)
         check(&st)
 
     def close(self):

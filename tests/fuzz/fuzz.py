@@ -1,10 +1,11 @@
 """Throws mutated inputs at one of the C edges under the address and undefined-behaviour sanitizers.
 
     python tests/fuzz/fuzz.py gguf --runs 1000000        the GGUF reader, and packing of what it accepts
+    python tests/fuzz/fuzz.py safetensors                the safetensors reader
     python tests/fuzz/fuzz.py tokenizer | sentencepiece | batch   vocabularies; plans and batches on a small engine
     python tests/fuzz/fuzz.py batch --sanitizer thread   the same batches on four threads of our own pool
 
-Needs gcc. Starts from `corpus/<target>` (and the files of tests/corpus/gguf), the same seed gives the same runs, and the inputs
+Needs gcc. Starts from `corpus/<target>` (and the files of tests/corpus/<target>), the same seed gives the same runs, and the inputs
 that reach more can be kept (--few FOLDER). `--clang` builds libFuzzer's driver instead of drive.c. A finding ends with status 1,
 its report on stderr and the input in `crash-<target>`.
 """
@@ -26,10 +27,11 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 CSRC = ROOT / "csrc"
 #: target -> runs unless told: minutes each
-TARGETS = {"gguf": 1_000_000, "tokenizer": 200_000, "sentencepiece": 200_000, "batch": 30_000}
+TARGETS = {"gguf": 1_000_000, "safetensors": 1_000_000, "tokenizer": 200_000, "sentencepiece": 200_000, "batch": 30_000}
 #: what each target is linked with; the target itself may include a source whole
 PARTS = {
-    "gguf": ["load/pack.c", "quant/*.c"],
+    "gguf": ["load/file.c", "load/pack.c", "quant/*.c"],
+    "safetensors": ["load/file.c", "load/pack.c", "quant/*.c"],
     "tokenizer": ["text/*.c"],
     "sentencepiece": ["text/*.c"],
     "batch": ["exec/*.c", "base/*.c", "load/pack.c", "quant/*.c", "isa/table.c", "isa/scalar.c"],
@@ -90,8 +92,10 @@ def build(target: str, folder: Path, *, sanitizer: str = "address", clang: bool 
 
 
 def seeds(target: str, folder: Path) -> list[Path]:
-    """Files to start from: the corpus, and for the reader one small file of every weight format."""
+    """Files to start from: the corpus, and for the GGUF reader one small file of every weight format."""
     found = sorted((HERE / "corpus" / target).iterdir())
+    if (more := HERE.parent / "corpus" / target).is_dir():
+        found += sorted(more.iterdir())
     if target == "gguf":
         sys.path[:0] = [str(ROOT)]
         import numpy as np
@@ -100,7 +104,6 @@ def seeds(target: str, folder: Path) -> list[Path]:
         from pyruntime.quant.r16 import NO_GGML_TYPE
         from pyruntime.weights.gguf_writer import Tensor, write_gguf
 
-        found += sorted((HERE.parent / "corpus/gguf").iterdir())
         rng = np.random.default_rng(1)
         for name, twin in quant.FORMATS.items():
             if twin.GGML_TYPE != NO_GGML_TYPE:

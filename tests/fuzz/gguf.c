@@ -16,7 +16,7 @@ static void walk(const rt_gguf *file, uint64_t *at, uint32_t type, int depth) {
   rt_gguf_value value;
   static volatile uint8_t sum;
   must(rt_gguf_read(file, at, type, &value, &st) == RT_OK && depth <= RT_GGUF_DEPTH);
-  for (uint64_t i = 0; i < value.bytes; i++) sum = sum + file->map[value.at + i];
+  for (uint64_t i = 0; i < value.bytes; i++) sum = sum + file->file.map[value.at + i];
   for (uint64_t i = 0; type == RT_GGUF_STRING && i < value.text.length; i++) sum = sum + (uint8_t)value.text.bytes[i];
   if (type != RT_GGUF_ARRAY) return;
   *at += value.bytes;
@@ -36,7 +36,7 @@ static void pack_tensor(rt_gguf *file, uint64_t index) {
   uint8_t *dst = malloc(packed), *blocks = malloc(t->bytes);
   float *out = malloc(k * 2 * sizeof *out), *back = out + k;
   must(dst && blocks && out);
-  memcpy(blocks, file->map + t->offset, t->bytes);
+  memcpy(blocks, file->file.map + t->offset, t->bytes);
   must(rt_pack(t->format, rows, k, blocks, t->bytes, dst, packed, 1, &st) == RT_OK);
   for (uint64_t row = 0; row < rows; row += 1 + rows / 3) {
     rt_decode_row(t->format, k, blocks + row * stride, out);
@@ -49,7 +49,7 @@ static void pack_tensor(rt_gguf *file, uint64_t index) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   rt_status st = {0};
   char unnamed[24], path[] = "mutated.gguf";
-  rt_gguf file = {.path = path, .fd = -1, .map = data, .size = size, .alignment = 32};
+  rt_gguf file = {.file = {.path = path, .fd = -1, .map = data, .size = size}, .alignment = 32};
   rt_code code = read_header(&file, &st);
   must(code == RT_OK || code == RT_BAD_FILE);
   must(code == RT_OK || (strlen(st.message) > strlen(path) && !strchr(st.message, '\n')));
