@@ -87,6 +87,10 @@ uint8_t *rt_engine_page(rt_engine *e, int32_t group, int32_t page, size_t *bytes
 void rt_engine_clock(rt_engine *e, int32_t on);
 const int64_t *rt_engine_times(rt_engine *e); /* [n_ops + 1] nanoseconds each op took, summed over runs; last: checking batches */
 rt_code rt_engine_copy_page(rt_engine *e, int32_t group, int32_t from, int32_t to, rt_status *st);
+/* A state goes back to at most `length` tokens: it stays if it has seen no more, else it becomes the longest of the snapshots,
+ * slots [n] that hold earlier states of the same tokens, that is no longer, else nothing. *left: tokens it then has. */
+rt_code rt_state_truncate(rt_engine *e, int32_t group, int32_t slot, int32_t length, const int32_t *snapshots, int32_t n,
+                          int32_t *left, rt_status *st);
 rt_code rt_history_reset(rt_engine *e, int32_t history, rt_status *st);
 rt_code rt_history_extend(rt_engine *e, int32_t history, const int32_t *tokens, int32_t n, int32_t generated, rt_status *st);
 rt_code rt_history_truncate(rt_engine *e, int32_t history, int32_t length, rt_status *st);

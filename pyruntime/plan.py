@@ -5,6 +5,7 @@ Nothing here knows a backend, a rank or a family. Formulas below use x for one t
 """
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Union
@@ -52,7 +53,8 @@ class CacheGroup:
     """Layers whose K and V share pages of one shape and one block table per sequence.
 
     kind is one of KINDS. "paged": one page holds, per layer and KV head, K as [head_dim][PAGE_TOKENS] and V as
-    [PAGE_TOKENS][head_dim]. "latent" and "state" name what `width` numbers of a layer are: of a token, of a sequence.
+    [PAGE_TOKENS][head_dim]. "latent": `width` numbers of a token, a layer. "state": a page is a slot that holds all a sequence
+    has, `width` f32 a layer, and its table is that one slot; each layer belongs to one op, whose state it is.
     window > 0: every attention op of the group has a window of at most so many tokens.
     """
 
@@ -190,6 +192,65 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True)
+class Conv:
+    """A causal convolution of each channel with its own `taps` weights [channels * taps], channel-major, the newest input's last:
+    out[c] = activation(bias[c] + sum_i weight[c][i] * x_i[first + c]). channels is the width of `out`.
+
+    The last taps - 1 inputs are `layer`'s state in `group`, taps - 1 times channels numbers. activation None: none.
+    """
+
+    x: str
+    out: str
+    group: str
+    layer: int
+    weight: str
+    taps: int
+    bias: str | None = None
+    first: int = 0
+    activation: int | None = Activation.SILU
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """Mamba-2's recurrence. x = [heads * head_dim | B: groups * numbers | C: groups * numbers], head h reading B and C of group
+    h // (heads / groups); dt = softplus(slot dt[first + h] + dt_bias[h]) within [dt_min, dt_max];
+    s <- exp(dt a[h]) s + (dt x) B^T, out = s C + d[h] x. head_dim is the width of `out` / heads; a is -exp(A_log).
+
+    The state s, [heads][numbers][head_dim], is `layer`'s in `group`.
+    """
+
+    x: str
+    dt: str
+    out: str
+    group: str
+    layer: int
+    heads: int
+    groups: int
+    numbers: int
+    a: str
+    d: str | None = None
+    dt_bias: str | None = None
+    first: int = 0
+    dt_min: float = 0.0
+    dt_max: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class GatedNorm:
+    """out = rmsnorm(x * silu(z)) * norm, z the numbers of slot `gate` from `first` on and the mean over each of `groups` equal
+    parts; with gate_last rmsnorm(x) * norm * silu(z). out may be x."""
+
+    x: str
+    gate: str
+    out: str
+    norm: str
+    first: int = 0
+    groups: int = 1
+    gate_last: bool = False
+    eps: float = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
 class Logits:
     """For flagged rows only: out = softcap(scale * W norm(x))."""
 
@@ -211,12 +272,13 @@ class Sample:
     logits: str
 
 
-Op = Union[Embed, NormLinear, Linear, LinearAdd, NormAdd, Gated, RopeKV, Attention, Logits, Sample]
+Op = Union[Embed, NormLinear, Linear, LinearAdd, NormAdd, Gated, RopeKV, Attention, Conv, Scan, GatedNorm, Logits, Sample]
 
 #: op class -> its name in csrc/defs/ops.def
 NAMES: dict[type, str] = {
     Embed: "embed", NormLinear: "norm_linear", Linear: "linear", LinearAdd: "linear_add", NormAdd: "norm_add", Gated: "gated",
-    RopeKV: "rope_kv", Attention: "attention", Logits: "logits", Sample: "sample",
+    RopeKV: "rope_kv", Attention: "attention", Conv: "conv", Scan: "scan", GatedNorm: "gated_norm", Logits: "logits",
+    Sample: "sample",
 }
 
 

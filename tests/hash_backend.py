@@ -5,7 +5,7 @@ The same function over plain lists (`expected`) says what must come out.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -100,6 +100,9 @@ class HashBackend:
     def copy_page(self, group: int, source: int, target: int) -> None:
         a, b, cells = source * PAGE_TOKENS, target * PAGE_TOKENS, self.cells[group]
         cells[b : b + PAGE_TOKENS] = cells[a : a + PAGE_TOKENS]
+
+    def state_truncate(self, group: int, slot: int, length: int, snapshots: Sequence[int] = ()) -> int:
+        raise AssertionError("it has no states")
 
     def history_reset(self, history: int) -> None:
         self.history[history] = []

@@ -56,6 +56,44 @@ static bool check_tree(uint64_t tree, int32_t self, int32_t count, int32_t t, rt
   return true;
 }
 
+/* A page or state has one writer a step. */
+static bool take_page(rt_engine *e, int32_t g, int32_t page, rt_status *st) {
+  rt_cache *c = &e->groups[g];
+  if (c->writer[page] == e->checks)
+    return rt_fail(st, RT_INVALID, "batch: page %d of group %d is written twice in one step; give each writer its own", page, g), false;
+  c->writer[page] = e->checks;
+  return true;
+}
+
+static bool check_state(rt_engine *e, const rt_batch *b, int32_t g, int32_t s, int32_t count, rt_status *st) {
+  if (!range(st, "the width of a state's table", -1, b->table_widths[g], 1, INT32_MAX)) return false;
+  int32_t slot = b->tables[g][(size_t)s * (size_t)b->table_widths[g]];
+  e->step.states[g][s] = slot;
+  if (!range(st, "a state's slot", s, slot, 0, e->groups[g].pages - 1)) return false;
+  for (int32_t t = b->starts[s]; b->trees && t < b->starts[s] + count; t++)
+    if (b->trees[t]) return rt_fail(st, RT_INVALID, "batch: trees[%d] is set; a state takes in one token after another", t), false;
+  return count == 0 || take_page(e, g, slot, st);
+}
+
+/* What ops [first, last) go on from must be the state after the tokens before this step's; nothing before: zeros, always. Then
+ * the states count as those after it, as a step cannot fail from here on. */
+static bool check_states(rt_engine *e, const rt_batch *b, int32_t first, int32_t last, bool advance, rt_status *st) {
+  for (int32_t i = first, g, layer; i < last; i++) {
+    if (!rt_is_recurrent(&e->ops[i], &g, &layer)) continue;
+    rt_cache *c = &e->groups[g];
+    for (int32_t s = 0; s < b->n_seqs; s++) {
+      int32_t count = b->starts[s + 1] - b->starts[s], before = b->kv_lens[s] - count;
+      int32_t *seen = &c->seen[(size_t)e->step.states[g][s] * (size_t)c->layers + (size_t)layer];
+      if (count == 0) continue;
+      if (advance) *seen = b->kv_lens[s];
+      else if (before != 0 && *seen != before)
+        return rt_fail(st, RT_INVALID, "batch: state %d of group %d has seen %d tokens in layer %d, and sequence %d goes on from %d",
+                       e->step.states[g][s], g, *seen, layer, s, before), false;
+    }
+  }
+  return true;
+}
+
 /* A block whose page was given back: a token of the step at `low` or later sees none of its slots, as slots are positions
  * in a group with a window. */
 static bool is_behind(const rt_cache *c, int32_t block, int32_t low) {
@@ -70,13 +108,14 @@ static bool check_sequence(rt_engine *e, const rt_batch *b, int32_t s, rt_status
       !range(st, "kv_lens", s, kv_len, b->starts[s + 1] - start, INT32_MAX - RT_PAGE))
     return false;
   for (int32_t g = 0; g < e->n_groups; g++) {
+    if (e->groups[g].kind == RT_STATE) continue;
     int64_t most = b->table_widths[g], pages = e->groups[g].pages;
     if (e->groups[g].window == 0 && pages < most) most = pages; /* behind a window there may be any number of blocks */
     if (!range(st, "kv_lens", s, kv_len, 0, most * RT_PAGE)) return false;
   }
   int32_t count = b->starts[s + 1] - start, blocks = (kv_len + RT_PAGE - 1) / RT_PAGE, written = (kv_len - count) / RT_PAGE;
   int32_t base = step->block_starts[s], low = count ? INT32_MAX : kv_len;
-  if (rt_room_for_blocks(e, e->n_groups ? (int64_t)base + blocks : 0, st) != RT_OK) return false;
+  if (rt_room_for_blocks(e, e->n_paged ? (int64_t)base + blocks : 0, st) != RT_OK) return false;
   for (int32_t t = start; t < b->starts[s + 1]; t++) {
     step->tokens[t].sequence = s;
     step->queries[t] = (rt_query){.position = b->positions[t], .tree = b->trees ? b->trees[t] : 0};
@@ -88,20 +127,19 @@ static bool check_sequence(rt_engine *e, const rt_batch *b, int32_t s, rt_status
     step->tiles[step->n_tiles++] = (rt_tile){s, start + t, tile < count - t ? tile : count - t, kv_len - count};
   for (int32_t g = 0; g < e->n_groups; g++) {
     rt_cache *c = &e->groups[g];
+    if (c->kind == RT_STATE) {
+      if (!check_state(e, b, g, s, count, st)) return false;
+      continue;
+    }
     for (int32_t i = 0; i < blocks; i++) {
       int32_t page = b->tables[g][(size_t)s * (size_t)b->table_widths[g] + (size_t)i];
       bool gone = page == RT_GONE && i < written && is_behind(c, i, low);
       if (!gone && !range(st, "a block table's page", i, page, 0, c->pages - 1)) return false;
-      if (count && i >= written) {
-        if (c->writer[page] == e->checks)
-          return rt_fail(st, RT_INVALID, "batch: page %d of group %d is written twice in one step; give each writer its own page",
-                         page, g), false;
-        c->writer[page] = e->checks;
-      }
+      if (count && i >= written && !take_page(e, g, page, st)) return false;
       step->blocks[g][base + i].page = page;
     }
   }
-  step->block_starts[s + 1] = base + (e->n_groups ? blocks : 0);
+  step->block_starts[s + 1] = base + (e->n_paged ? blocks : 0);
   step->splits = step->splits > (blocks + RT_SPLIT - 1) / RT_SPLIT ? step->splits : (blocks + RT_SPLIT - 1) / RT_SPLIT;
   for (int32_t i = 0; i < count;) {
     int32_t slot = (kv_len - count + i) % RT_PAGE, here = RT_PAGE - slot < count - i ? RT_PAGE - slot : count - i;
@@ -177,9 +215,12 @@ static void order_lines(const rt_engine *e, const rt_batch *b, const int32_t *ro
 
 rt_code rt_step_begin(rt_engine *e, const rt_batch *batch, int32_t first, int32_t last, rt_status *st) {
   if (!check_counts(e, batch, first, last, st) || !check_tokens(e, batch, st) || !check_sequences(e, batch, st) ||
-      !check_rows(e, batch, st) || rt_room_for_splits(e, e->step.splits, st) != RT_OK)
+      !check_rows(e, batch, st) || !check_states(e, batch, first, last, false, st) ||
+      rt_room_for_splits(e, e->step.splits, st) != RT_OK)
     return st->code;
-  for (int32_t g = 0; g < e->n_groups; g++) store_positions(e, batch, g);
+  check_states(e, batch, first, last, true, st);
+  for (int32_t g = 0; g < e->n_groups; g++)
+    if (e->groups[g].kind != RT_STATE) store_positions(e, batch, g);
   order_lines(e, batch, NULL, batch->n_tokens, &e->step.lines[0]);
   order_lines(e, batch, batch->rows, batch->n_rows, &e->step.lines[1]);
   e->step.batch = batch;

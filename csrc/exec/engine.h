@@ -8,6 +8,8 @@
 #include "exec/ops.h"
 #include "rt.h"
 
+#include <stdbool.h>
+
 /* Sizes of work. None depends on the number of threads. */
 enum {
   RT_SPLIT = 16,       /* pages of one attention split, at absolute block indices */
@@ -15,6 +17,7 @@ enum {
   RT_TOKENS = 64,      /* rows of one linear unit in A16 */
   RT_TOKENS_BF16 = 256, /* and in BF16, where weights cost most to unpack */
   RT_FUSED = 4,        /* up to this many tokens each thread rounds the activations for itself */
+  RT_CHANNELS = 64,    /* channels of one convolution unit */
   RT_GONE = -1,         /* in a block table: the page behind a window was given back */
   RT_LINE_FLOATS = 8192 /* floats of one product in a thread's scratch */
 };
@@ -45,14 +48,16 @@ typedef struct rt_linear {
 
 typedef struct rt_bound { enum rt_op_kind kind; rt_op_fields f; rt_linear linear; } rt_bound;
 
-typedef struct rt_cache { /* one group: [page][layer][kv_head][K [head_dim][16] | V [16][head_dim]] */
+/* One group: [page][layer][kv_head][K [head_dim][16] | V [16][head_dim]]; of states [slot][layer][width]. */
+typedef struct rt_cache {
   rt_region memory;
   enum rt_group_kind kind;
-  int32_t layers, kv_heads, head_dim, window, pages;
+  int32_t layers, kv_heads, head_dim, window, width, pages;
   rt_format k_format, v_format;
   size_t k_bytes, head_bytes, layer_bytes, page_bytes;
   int32_t *positions; /* [pages][16] stored position of each slot */
   uint32_t *writer;   /* [pages] the last check that saw a token written there */
+  int32_t *seen;      /* [pages][layers] of a state group: tokens that each layer's state has taken in */
 } rt_cache;
 
 typedef struct rt_rotation { const double *inv_freq; float *cos, *sin; int32_t pairs, interleaved; double mscale; uint64_t run; } rt_rotation;
@@ -96,6 +101,7 @@ typedef struct rt_step { /* one batch, checked */
   rt_block **blocks;             /* [n_groups] -> [block_room], which grows with what sequences hold */
   int32_t block_room;
   rt_lines lines[2];             /* of every token [max_tokens]; of the flagged rows [max_rows] */
+  int32_t **states;              /* [n_groups] -> [max_seqs] slots of a state group */
   int32_t **tails;               /* [n_groups] -> [max_seqs][16] positions of a last, partly filled page */
 } rt_step;
 
@@ -109,7 +115,8 @@ struct rt_engine {
   const struct rt_kernels *k;
   rt_pool *pool;
   rt_region memory;
-  int32_t n_ops, n_slots, n_weights, n_groups, n_ropes, vocab, width, last_position; /* last_position: that a batch may name */
+  int32_t n_ops, n_slots, n_weights, n_groups, n_paged, n_ropes, vocab, width; /* n_paged: groups that are no state */
+  int32_t last_position; /* that a batch may name */
   rt_bound *ops;
   rt_activations *slots;
   rt_matrix *weights;
@@ -119,6 +126,7 @@ struct rt_engine {
   rt_history *histories; /* [histories] */
   rt_sampled *sampled;   /* [max_rows] */
   uint8_t *acts;         /* activations of every token, when more than RT_FUSED */
+  float *rates;          /* dt and decay of a SCAN's heads [max_tokens][2][heads] */
   uint32_t checks;       /* number of this batch check */
   rt_partials partials;  /* of RT_SPLIT_UNITS (token, KV head) pairs */
   rt_step step;
@@ -128,8 +136,22 @@ struct rt_engine {
   /* The largest an op needs. */
   size_t acts_bytes, fused_bytes, group_bytes, row_floats;
   size_t page_floats;                        /* attention_tile's scratch */
+  int32_t scan_heads;
   int32_t share, query_rows, partial_floats; /* query heads of a KV head; rows of a tile; floats of a tile's partial */
 };
+
+/* A slot's row of a token, or of a flagged row. */
+static inline float *rt_row(const rt_engine *e, int32_t slot, int32_t row) {
+  return e->slots[slot].data + (size_t)row * (size_t)e->slots[slot].width;
+}
+
+/* CONV and SCAN: the group and layer whose state an op goes on from, or false. */
+static inline bool rt_is_recurrent(const rt_bound *o, int32_t *group, int32_t *layer) {
+  if (o->kind == RT_OP_CONV) *group = o->f.conv.group, *layer = o->f.conv.layer;
+  else if (o->kind == RT_OP_SCAN) *group = o->f.scan.group, *layer = o->f.scan.layer;
+  else return false;
+  return true;
+}
 
 /* exec/room.c: room for a batch's blocks in all, and for the splits of its longest sequence. */
 rt_code rt_room_for_blocks(rt_engine *e, int64_t count, rt_status *st);

@@ -13,7 +13,7 @@
 enum {
   OPS_MOST = 1 << 16, SLOTS_MOST = 1 << 12, WEIGHTS_MOST = 1 << 18, GROUPS_MOST = 64, ROPES_MOST = 64, ROWS_MOST = 1 << 22,
   TOKENS_MOST = 1 << 16, HISTORIES_MOST = 1 << 20, LAYERS_MOST = 1 << 12, HEADS_MOST = 1 << 12, HEAD_DIM_MOST = 1 << 12,
-  PAGES_MOST = 1 << 24
+  PAGES_MOST = 1 << 24, STATE_MOST = 1 << 28, CHANNELS_MOST = 1 << 20
 };
 
 typedef struct binding {
@@ -197,6 +197,7 @@ static const rt_cache *cache_of(const binding *b, int32_t group, int32_t layer, 
   }
   const rt_cache *c = &b->e->groups[group];
   if (layer < 0 || layer >= c->layers) refuse(b, "layer is %d; its cache group has %d", layer, c->layers);
+  else if (c->kind == RT_STATE) refuse(b, "group is %d, a state; K and V need pages", group);
   else if (heads < 1 || heads > HEADS_MOST || heads % c->kv_heads)
     refuse(b, "heads is %d; it must be 1 to %d, a multiple of %d key-value heads", heads, HEADS_MOST, c->kv_heads);
   else return c;
@@ -232,6 +233,72 @@ static bool bind_attention(const binding *b, rt_bound *o) {
   return true;
 }
 
+/* The state that an op alone goes on from: `width` numbers. */
+static bool state_of(const binding *b, int32_t group, int32_t layer, int64_t width) {
+  if (group < 0 || group >= b->e->n_groups) return refuse(b, "group is %d; the plan has %d", group, b->e->n_groups);
+  const rt_cache *c = &b->e->groups[group];
+  if (c->kind != RT_STATE) return refuse(b, "group is %d, which holds pages; a state is needed", group);
+  if (layer < 0 || layer >= c->layers) return refuse(b, "layer is %d; its cache group has %d", layer, c->layers);
+  if (c->width != width) return refuse(b, "group is %d, states of %d numbers; %lld are needed", group, c->width, (long long)width);
+  for (int32_t i = 0; i < b->op; i++) {
+    int32_t its_group, its_layer;
+    if (rt_is_recurrent(&b->e->ops[i], &its_group, &its_layer) && its_group == group && its_layer == layer)
+      return refuse(b, "layer %d of group %d is op %d's state", layer, group, i);
+  }
+  return true;
+}
+
+/* Numbers [first, first + n) of every row of a slot. */
+static bool part_of(const binding *b, const char *field, int32_t slot, int32_t first, int64_t n) {
+  if (!slot_index(b, field, slot, 0)) return false;
+  if (first < 0 || first + n > b->e->slots[slot].width)
+    return refuse(b, "%s is slot %d, %d wide; %lld from %d on are needed", field, slot, b->e->slots[slot].width, (long long)n, first);
+  return true;
+}
+
+static bool bind_conv(const binding *b, rt_bound *o) {
+  const rt_op_conv *f = &o->f.conv;
+  const float *values;
+  if (!slot_index(b, "out", f->out, 0)) return false;
+  int32_t channels = b->e->slots[f->out].width;
+  if (f->taps < 2 || f->taps > RT_TAPS) return refuse(b, "taps is %d; it must be 2 to %d", f->taps, RT_TAPS);
+  if (f->activation < -1 || f->activation > 2) return refuse(b, "activation is %d; it must be -1 to 2", f->activation);
+  if (f->x == f->out) return refuse(b, "it reads and writes slot %d", f->x);
+  if (channels > CHANNELS_MOST) return refuse(b, "it has %d channels; at most %d are supported", channels, CHANNELS_MOST);
+  return part_of(b, "x", f->x, f->first, channels) && vector_of(b, "weight", f->weight, channels * f->taps, true, &values) &&
+         vector_of(b, "bias", f->bias, channels, false, &values) &&
+         state_of(b, f->group, f->layer, (int64_t)(f->taps - 1) * channels);
+}
+
+static bool bind_scan(const binding *b, rt_bound *o) {
+  const rt_op_scan *f = &o->f.scan;
+  const float *values;
+  if (!slot_index(b, "out", f->out, 0)) return false;
+  int32_t width = b->e->slots[f->out].width;
+  if (f->heads < 1 || f->heads > HEADS_MOST || width % f->heads)
+    return refuse(b, "heads is %d; it must be 1 to %d and divide the %d numbers of out", f->heads, HEADS_MOST, width);
+  if (f->groups < 1 || f->heads % f->groups) return refuse(b, "groups is %d; it must divide %d heads", f->groups, f->heads);
+  if (f->numbers < 1 || f->numbers > HEAD_DIM_MOST)
+    return refuse(b, "numbers is %d; it must be 1 to %d", f->numbers, HEAD_DIM_MOST);
+  if (!(f->dt_min >= 0.0f && f->dt_min <= f->dt_max)) return refuse(b, "dt_min must be 0 or more and dt_max no less");
+  if (f->x == f->out || f->dt == f->out) return refuse(b, "it reads and writes slot %d", f->out);
+  return slot_of(b, "x", f->x, width + 2 * (int64_t)f->groups * f->numbers, 0) && part_of(b, "dt", f->dt, f->first, f->heads) &&
+         vector_of(b, "dt_bias", f->dt_bias, f->heads, false, &values) && vector_of(b, "a", f->a, f->heads, true, &values) &&
+         vector_of(b, "d", f->d, f->heads, false, &values) && state_of(b, f->group, f->layer, (int64_t)width * f->numbers);
+}
+
+static bool bind_gated_norm(const binding *b, rt_bound *o) {
+  const rt_op_gated_norm *f = &o->f.gated_norm;
+  const float *values;
+  if (!slot_index(b, "x", f->x, 0)) return false;
+  int32_t width = b->e->slots[f->x].width;
+  if (f->groups < 1 || width % f->groups) return refuse(b, "groups is %d; it must divide the %d numbers of x", f->groups, width);
+  if (f->gate_last != 0 && f->gate_last != 1) return refuse(b, "gate_last is %d; it must be 0 or 1", f->gate_last);
+  if (f->gate == f->out) return refuse(b, "it reads its gate from and writes slot %d", f->out);
+  return slot_of(b, "out", f->out, width, 0) && part_of(b, "gate", f->gate, f->first, width) &&
+         vector_of(b, "norm", f->norm, width, true, &values) && finite_field(b, "eps", f->eps);
+}
+
 static bool bind_op(binding *b, int32_t i) {
   rt_bound *o = &b->e->ops[i];
   const rt_op *op = &b->plan->ops[i];
@@ -250,6 +317,9 @@ static bool bind_op(binding *b, int32_t i) {
     case RT_OP_GATED: return bind_gated(b, o);
     case RT_OP_ROPE_KV: return bind_rope_kv(b, o);
     case RT_OP_ATTENTION: return bind_attention(b, o);
+    case RT_OP_CONV: return bind_conv(b, o);
+    case RT_OP_SCAN: return bind_scan(b, o);
+    case RT_OP_GATED_NORM: return bind_gated_norm(b, o);
     case RT_OP_LOGITS: return bind_logits(b, o);
     case RT_OP_SAMPLE: return slot_of(b, "logits", o->f.sample.logits, b->e->vocab, 1);
     case RT_OPS: break;
@@ -293,11 +363,35 @@ static bool bind_weight(const binding *b, int32_t i) {
   return true;
 }
 
+static bool make_pages(rt_cache *c, rt_status *st) {
+  uint64_t all;
+  if (!rt_mul(c->page_bytes, (uint64_t)c->pages, &all) || all > SIZE_MAX / 4)
+    return rt_fail(st, RT_NO_MEMORY, "a cache of %d pages of %zu bytes does not fit memory", c->pages, c->page_bytes), false;
+  if (rt_region_make((size_t)all, &c->memory, st) != RT_OK)
+    return rt_fail(st, RT_NO_MEMORY, "no memory for a cache of %zu MB (%d pages of %d %s); ask for fewer pages", (size_t)all >> 20,
+                   c->pages, c->kind == RT_STATE ? 1 : RT_PAGE, c->kind == RT_STATE ? "sequence" : "tokens"), false;
+  return true;
+}
+
+static bool bind_states(const binding *b, int32_t i) {
+  const rt_group *g = &b->plan->groups[i];
+  rt_cache *c = &b->e->groups[i];
+  if (!range(b->st, "a state group's layers", g->layers, 1, LAYERS_MOST) ||
+      !range(b->st, "a state's width", g->width, 1, STATE_MOST) || !range(b->st, "pages", g->pages, 1, PAGES_MOST))
+    return false;
+  *c = (rt_cache){.kind = RT_STATE, .layers = g->layers, .width = g->width, .pages = g->pages,
+                  .layer_bytes = (size_t)g->width * sizeof(float)};
+  c->page_bytes = c->layer_bytes * (size_t)c->layers;
+  return make_pages(c, b->st);
+}
+
 static bool bind_group(const binding *b, int32_t i) {
   const rt_group *g = &b->plan->groups[i];
   rt_cache *c = &b->e->groups[i];
   rt_status *st = b->st;
-  if (g->kind != RT_PAGED) return rt_fail(st, RT_INVALID, "cache group %d is of kind %d; known: paged", i, g->kind), false;
+  if (g->kind == RT_STATE) return bind_states(b, i);
+  if (g->kind != RT_PAGED) return rt_fail(st, RT_INVALID, "cache group %d is of kind %d; known: paged, state", i, g->kind), false;
+  b->e->n_paged++;
   if (!range(st, "a cache group's layers", g->layers, 1, LAYERS_MOST) || !range(st, "kv_heads", g->kv_heads, 1, HEADS_MOST) ||
       !range(st, "head_dim", g->head_dim, 1, HEAD_DIM_MOST) || !range(st, "pages", g->pages, 1, PAGES_MOST) ||
       !range(st, "a cache group's window", g->window, 0, INT32_MAX) ||
@@ -316,13 +410,7 @@ static bool bind_group(const binding *b, int32_t i) {
   c->head_bytes = c->k_bytes + (size_t)(c->head_dim / v->block_weights) * RT_PAGE * (size_t)v->block_bytes;
   c->layer_bytes = c->head_bytes * (size_t)c->kv_heads;
   c->page_bytes = c->layer_bytes * (size_t)c->layers;
-  uint64_t all;
-  if (!rt_mul(c->page_bytes, (uint64_t)c->pages, &all) || all > SIZE_MAX / 4)
-    return rt_fail(st, RT_NO_MEMORY, "a cache of %d pages of %zu bytes does not fit memory", c->pages, c->page_bytes), false;
-  if (rt_region_make((size_t)all, &c->memory, st) != RT_OK)
-    return rt_fail(st, RT_NO_MEMORY, "no memory for a cache of %zu MB (%d pages of %d tokens); ask for fewer pages",
-                   (size_t)all >> 20, c->pages, RT_PAGE), false;
-  return true;
+  return make_pages(c, st);
 }
 
 static bool bind_rope(const binding *b, int32_t i) {
@@ -361,6 +449,7 @@ static void measure(rt_engine *e) {
       widest = width > widest ? width : widest;
       e->page_floats = 2 * RT_TILE_SLOTS * (size_t)widest;
     }
+    if (o->kind == RT_OP_SCAN && o->f.scan.heads > e->scan_heads) e->scan_heads = o->f.scan.heads;
     if (l->n_parts) {
       size_t one = rt_act_bytes(l->k);
       e->acts_bytes = larger(e->acts_bytes, one * (size_t)(l->flagged ? e->limits.max_rows : e->limits.max_tokens));
@@ -413,7 +502,11 @@ static void lay_out_step(rt_engine *e, taker *t) {
   s->lines[0].at = take(t, tokens, sizeof *s->lines[0].at);
   s->lines[1].at = take(t, (uint64_t)e->limits.max_rows, sizeof *s->lines[1].at);
   s->block_starts = take(t, seqs + 1, sizeof *s->block_starts);
-  for (int32_t g = 0; g < e->n_groups; g++) s->tails[g] = take(t, seqs * RT_PAGE, sizeof **s->tails);
+  for (int32_t g = 0; g < e->n_groups; g++) {
+    bool state = e->groups[g].kind == RT_STATE;
+    s->tails[g] = take(t, state ? 0 : seqs * RT_PAGE, sizeof **s->tails);
+    s->states[g] = take(t, state ? seqs : 0, sizeof **s->states);
+  }
 }
 
 static void lay_out(rt_engine *e, taker *t) {
@@ -425,11 +518,15 @@ static void lay_out(rt_engine *e, taker *t) {
     e->ropes[i].sin = take(t, tokens * (uint64_t)e->ropes[i].pairs, sizeof(float));
   }
   for (int32_t g = 0; g < e->n_groups; g++) {
-    e->groups[g].positions = take(t, (uint64_t)e->groups[g].pages * RT_PAGE, sizeof(int32_t));
-    e->groups[g].writer = take(t, (uint64_t)e->groups[g].pages, sizeof(uint32_t));
+    rt_cache *c = &e->groups[g];
+    uint64_t pages = (uint64_t)c->pages;
+    c->writer = take(t, pages, sizeof(uint32_t));
+    c->positions = c->kind == RT_STATE ? NULL : take(t, pages * RT_PAGE, sizeof(int32_t));
+    c->seen = c->kind == RT_STATE ? take(t, pages * (uint64_t)c->layers, sizeof(int32_t)) : NULL;
   }
   e->sampled = take(t, rows, sizeof *e->sampled);
   e->acts = take(t, e->acts_bytes, 1);
+  e->rates = take(t, tokens * 2 * (uint64_t)e->scan_heads, sizeof(float));
   lay_out_step(e, t);
   for (int32_t i = 0; i < e->limits.threads; i++) lay_out_thread(e, t, &e->scratch[i]);
 }
@@ -443,7 +540,7 @@ static rt_code allocate(rt_engine *e, rt_status *st) {
   taker handing = {.region = &e->memory, .fits = true};
   lay_out(e, &handing);
   for (int32_t g = 0; g < e->n_groups; g++)
-    memset(e->groups[g].positions, 0xff, (size_t)e->groups[g].pages * RT_PAGE * sizeof(int32_t));
+    if (e->groups[g].positions) memset(e->groups[g].positions, 0xff, (size_t)e->groups[g].pages * RT_PAGE * sizeof(int32_t));
   return RT_OK;
 }
 
@@ -483,8 +580,9 @@ static bool make_lists(rt_engine *e, const rt_plan *p) {
   e->clock.ns = calloc((size_t)e->n_ops + 1, sizeof *e->clock.ns);
   e->step.blocks = calloc((size_t)e->n_groups + 1, sizeof *e->step.blocks);
   e->step.tails = calloc((size_t)e->n_groups + 1, sizeof *e->step.tails);
+  e->step.states = calloc((size_t)e->n_groups + 1, sizeof *e->step.states);
   return e->ops && e->slots && e->weights && e->groups && e->ropes && e->scratch && e->histories && e->clock.ns && e->step.blocks &&
-         e->step.tails;
+         e->step.tails && e->step.states;
 }
 
 static rt_code bind(rt_engine *e, const rt_plan *plan, rt_status *st) {
@@ -523,7 +621,7 @@ void rt_engine_free(rt_engine *e) {
   rt_room_free(e);
   for (int32_t i = 0; e->histories && i < e->limits.histories; i++) rt_history_free(&e->histories[i]);
   void *lists[] = {e->ops, e->slots, e->weights, e->groups, e->ropes, e->scratch, e->histories, e->clock.ns, e->step.blocks,
-                   e->step.tails};
+                   e->step.tails, e->step.states};
   for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) free(lists[i]);
   rt_region_free(&e->memory);
   free(e);
@@ -556,8 +654,37 @@ rt_code rt_engine_copy_page(rt_engine *e, int32_t group, int32_t from, int32_t t
   rt_cache *c = &e->groups[group];
   if (from == to) return RT_OK;
   memcpy(rt_engine_page(e, group, to, &bytes), rt_engine_page(e, group, from, &bytes), c->page_bytes);
-  memcpy(c->positions + (size_t)to * RT_PAGE, c->positions + (size_t)from * RT_PAGE, RT_PAGE * sizeof(int32_t));
+  size_t layers = (size_t)c->layers;
+  if (c->kind == RT_STATE) memcpy(c->seen + (size_t)to * layers, c->seen + (size_t)from * layers, layers * sizeof(int32_t));
+  else memcpy(c->positions + (size_t)to * RT_PAGE, c->positions + (size_t)from * RT_PAGE, RT_PAGE * sizeof(int32_t));
   return RT_OK;
+}
+
+/* Tokens that a state has taken in, -1 when its layers differ. */
+static int32_t state_length(const rt_cache *c, int32_t slot) {
+  const int32_t *seen = c->seen + (size_t)slot * (size_t)c->layers;
+  for (int32_t l = 1; l < c->layers; l++) if (seen[l] != seen[0]) return -1;
+  return seen[0];
+}
+
+rt_code rt_state_truncate(rt_engine *e, int32_t group, int32_t slot, int32_t length, const int32_t *snapshots, int32_t n,
+                          int32_t *left, rt_status *st) {
+  if (!range(st, "group", group, 0, e->n_groups - 1)) return st->code;
+  rt_cache *c = &e->groups[group];
+  if (c->kind != RT_STATE) return rt_fail(st, RT_INVALID, "group %d holds pages; only a state is cut back like this", group);
+  if (!range(st, "slot", slot, 0, c->pages - 1) || !range(st, "length", length, 0, INT32_MAX)) return st->code;
+  for (int32_t i = 0; i < n; i++) if (!range(st, "a snapshot", snapshots[i], 0, c->pages - 1)) return st->code;
+  int32_t best = slot, most = state_length(c, slot);
+  if (most < 0 || most > length) {
+    most = 0;
+    for (int32_t i = 0; i < n; i++) {
+      int32_t here = state_length(c, snapshots[i]);
+      if (here > most && here <= length) best = snapshots[i], most = here;
+    }
+  }
+  *left = most;
+  if (most == 0) memset(c->seen + (size_t)slot * (size_t)c->layers, 0, (size_t)c->layers * sizeof(int32_t));
+  return most == 0 ? RT_OK : rt_engine_copy_page(e, group, best, slot, st);
 }
 
 rt_code rt_history_reset(rt_engine *e, int32_t history, rt_status *st) { return rt_history_truncate(e, history, 0, st); }

@@ -7,9 +7,10 @@
  *              group of 16 rows
  *   ROPE_KV    cosines and sines of a token (once a step), a unit is the tokens that go to one page
  *   ATTENTION  a unit is (KV head, tile of tokens), or (KV head, tile, split) when tokens are few and then the joining of splits
- *   SAMPLE     -, a unit a flagged row */
+ *   SAMPLE     -, a unit a flagged row
+ *   CONV, SCAN, GATED_NORM   exec/recur.c */
 #define _GNU_SOURCE
-#include "exec/engine.h"
+#include "exec/recur.h"
 #include "exec/sample.h"
 #include "load/pack.h"
 
@@ -25,9 +26,7 @@ enum { CLAIM_BYTES = 96 << 10 }; /* a claim's weights at one token; more tokens,
 static inline int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
 static inline int32_t most_of(int64_t budget, int64_t unit) { return budget > unit ? (int32_t)(budget / unit) : 1; }
 
-static float *row_of(const rt_engine *e, int32_t slot, int32_t row) {
-  return e->slots[slot].data + (size_t)row * (size_t)e->slots[slot].width;
-}
+static float *row_of(const rt_engine *e, int32_t slot, int32_t row) { return rt_row(e, slot, row); }
 
 /* ---- EMBED ---- */
 
@@ -333,6 +332,9 @@ static rt_phase open_phase(void *self, int32_t phase) {
     case RT_OP_NORM_ADD: return (rt_phase){part ? tokens : 0, 16};
     case RT_OP_SAMPLE: return (rt_phase){part ? e->step.batch->n_rows : 0, 1};
     case RT_OP_ATTENTION: return attention_phase(e, &o->f.attention, part);
+    case RT_OP_CONV: return part ? rt_conv_phase(e, &o->f.conv) : (rt_phase){0, 1};
+    case RT_OP_SCAN: return rt_scan_phase(e, &o->f.scan, part);
+    case RT_OP_GATED_NORM: return (rt_phase){part ? tokens : 0, 4};
     case RT_OP_ROPE_KV:
       if (part) return (rt_phase){e->step.n_runs, 4};
       r = o->f.rope_kv.rope < 0 ? NULL : &e->ropes[o->f.rope_kv.rope];
@@ -355,6 +357,13 @@ static void run_units(void *self, int32_t phase, int32_t first, int32_t last, in
     case RT_OP_NORM_ADD: for (int32_t t = first; t < last; t++) norm_add(e, &o->f.norm_add, t); break;
     case RT_OP_SAMPLE: for (int32_t r = first; r < last; r++) sample(e, &o->f.sample, r, s); break;
     case RT_OP_ATTENTION: attention_units(e, &o->f.attention, part, first, last, s); break;
+    case RT_OP_CONV: for (int32_t u = first; u < last; u++) rt_conv_unit(e, &o->f.conv, u); break;
+    case RT_OP_SCAN:
+      for (int32_t u = first; u < last; u++)
+        if (part) rt_scan_unit(e, &o->f.scan, u);
+        else rt_scan_rates(e, &o->f.scan, u);
+      break;
+    case RT_OP_GATED_NORM: for (int32_t t = first; t < last; t++) rt_gated_norm_row(e, &o->f.gated_norm, t); break;
     case RT_OP_ROPE_KV:
       for (int32_t i = first; i < last; i++)
         if (part) rope_kv(e, &o->f.rope_kv, &e->step.runs[i]);

@@ -48,6 +48,23 @@ struct rt_attention_args { /* tokens of one sequence, one KV head and the `share
   float scale, softcap;
 };
 
+#define RT_TAPS 16 /* most inputs of a channel that CONV meets */
+
+struct rt_conv_args { /* tokens of one sequence, some channels; rows of x, state and out are their strides apart */
+  const float *x, *w, *bias; /* [tokens] of [channels]; [channels][taps]; [channels] or NULL */
+  float *state, *out;        /* [taps - 1] of [channels]; [tokens] of [channels] */
+  size_t x_stride, state_stride, out_stride;
+  int32_t tokens, channels, taps, activation; /* plan.Activation, -1: none */
+};
+struct rt_scan_args { /* tokens of one sequence, one head; rows of x, b and c are x_stride apart */
+  const float *x, *b, *c;   /* [tokens] of [head_dim], [numbers], [numbers] */
+  const float *dt, *decay;  /* [tokens], rate_stride apart */
+  float *state, *out;       /* [numbers][head_dim]; [tokens] of [head_dim] */
+  size_t x_stride, rate_stride, out_stride;
+  int32_t tokens, head_dim, numbers;
+  float d;
+};
+
 /* y[m][16*(last-first)] (row stride ldy) = packed groups [first, last) times each of m activations (stride act_stride).
  * `packed` points at group 0; a group is kp / tile_k tiles. Any m; each row's bits equal those of m = 1. */
 typedef void rt_linear_kernel(const uint8_t *packed, int k, int first, int last, const uint8_t *act, size_t act_stride, int m,
@@ -89,6 +106,11 @@ struct rt_kernels {
                          float *total, float *out);
   /* out[rows][head_dim] /= sum of total[rows][16]; a row that saw nothing stays 0. */
   void (*attention_end)(int rows, int head_dim, const float *total, float *out);
+  /* The recurrences of ops/conv.h and ops/scan.h; the state goes on to what it is after the last token. */
+  void (*conv)(const struct rt_conv_args *args);
+  void (*scan)(const struct rt_scan_args *args);
+  /* One group of a row: out = rmsnorm(x * silu(gate)) * norm, or rmsnorm(x) * norm * silu(gate). [n] each; out may be x. */
+  void (*gated_norm)(const float *x, const float *gate, int n, const float *norm, float eps, int gate_last, float *out);
   /* x <- softcap * tanh(scale * x / softcap), or scale * x when softcap is 0. */
   void (*scale_cap)(float *x, int n, float scale, float softcap);
   /* Index of the largest, lowest index first; *finite = 0 when any is NaN or infinite. Also the largest value. */

@@ -290,6 +290,15 @@ cdef class Engine:
                           generated, &st)
         check(&st)
 
+    def state_truncate(self, int32_t group, int32_t slot, int32_t length, const int32_t[::1] snapshots):
+        cdef rt_status st
+        cdef int32_t left = 0
+        st.code = RT_OK
+        rt_state_truncate(self.opened().engine, group, slot, length, &snapshots[0] if snapshots.shape[0] else NULL,
+                          <int32_t> snapshots.shape[0], &left, &st)
+        check(&st)
+        return left
+
     def history_truncate(self, int32_t history, int32_t length):
         cdef rt_status st
         st.code = RT_OK

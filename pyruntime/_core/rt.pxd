@@ -81,6 +81,8 @@ cdef extern from "rt.h" nogil:
     void rt_engine_clock(rt_engine *e, int32_t on)
     const int64_t *rt_engine_times(rt_engine *e)
     rt_code rt_engine_copy_page(rt_engine *e, int32_t group, int32_t source, int32_t target, rt_status *st)
+    rt_code rt_state_truncate(rt_engine *e, int32_t group, int32_t slot, int32_t length, const int32_t *snapshots, int32_t n,
+                              int32_t *left, rt_status *st)
     rt_code rt_history_reset(rt_engine *e, int32_t history, rt_status *st)
     rt_code rt_history_extend(rt_engine *e, int32_t history, const int32_t *tokens, int32_t n, int32_t generated, rt_status *st)
     rt_code rt_history_truncate(rt_engine *e, int32_t history, int32_t length, rt_status *st)

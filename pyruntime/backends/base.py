@@ -1,6 +1,7 @@
 """What the engine asks of a backend. Implementations: `native` (C) and `torch` (reference, CUDA)."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -30,7 +31,15 @@ class Backend(Protocol):
         """A slot's f32 [tokens or rows][width] after the last run; a view, no copy."""
 
     def copy_page(self, group: int, source: int, target: int) -> None:
-        """Copy one page (copy-on-write)."""
+        """Copy one page (copy-on-write); of a state group a state, with how many tokens it has seen: a fork, a snapshot, a way
+        back to one."""
+
+    def state_truncate(self, group: int, slot: int, length: int, snapshots: Sequence[int] = ()) -> int:
+        """Take a state back to at most `length` tokens, and return how many it then has.
+
+        A state is what n tokens in order made of zeros, and cannot forget the last of them. So it stays as it is if it has
+        seen no more than `length`; else it becomes the longest of `snapshots` (slots of the group holding earlier states of
+        the same tokens) that has seen no more, bit for bit; else nothing, 0. The caller computes the rest again."""
 
     def history_reset(self, history: int) -> None:
         """Forget a token history's content; 0 <= history < histories."""

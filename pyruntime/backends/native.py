@@ -91,6 +91,10 @@ class NativeBackend:
         """Copy one page (copy-on-write)."""
         self._open().copy_page(group, source, target)
 
+    def state_truncate(self, group: int, slot: int, length: int, snapshots: Sequence[int] = ()) -> int:
+        """Back to at most `length` tokens: itself, else the longest snapshot no longer, else nothing. The tokens it then has."""
+        return self._open().state_truncate(group, slot, length, np.array(snapshots, np.int32))
+
     def history_reset(self, history: int) -> None:
         """Forget a token history's content."""
         self._open().history_reset(history)
@@ -157,7 +161,7 @@ def _word(at: int, op: Op, letter: str, name: str, index: dict[str, dict[str, in
     try:
         if letter == "F":
             return struct.unpack("<I", struct.pack("<f", value))[0]
-        if letter in "WR" and value is None:
+        if letter in "WRI" and value is None:
             value = -1
         elif letter in index:
             value = index[letter][value]

@@ -1,17 +1,17 @@
 """The reference backend: interprets a plan op by op in torch. On CPU in f32 it is what the native backend is held to."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from .. import quant
 from ..errors import EngineFailed, FieldInvalid
-from ..plan import PAGE_TOKENS, CacheGroup, Embed, Plan, Weight
+from ..plan import PAGE_TOKENS, CacheGroup, Conv, Embed, Op, Plan, Scan, Weight
 from ..types import SAMPLED, Batch
 from ..weights import Weights
-from .torch_ops import OPS, Cache, Matrix, Step, bf16
+from .torch_ops import OPS, Cache, Matrix, States, Step, bf16
 
 CACHE_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "q8_0": torch.float32}  # q8_0: its values
 
@@ -22,7 +22,7 @@ class TorchBackend:
     act_quant "exact" rounds the inputs of integer-format products to A16 as the native backend does, and multiplies
     activations and weights rounded to bf16 for tokens whose role (prompt, generated) has that in `paths`; "none" rounds
     nothing. dtype is the type sums are made in (f64 gives a yardstick for f32); slots are f32 whatever it is.
-    caches: each group's pages, by name.
+    caches: each group's pages, by name; states: each state group's.
     """
 
     def __init__(self, plan: Plan, weights: Weights, *, pages: int | tuple[int, ...] = 64,
@@ -37,7 +37,10 @@ class TorchBackend:
         self._weights = {w.name: self._bind(weights, w) for w in plan.weights}
         self._slots = {s.name: torch.zeros((max_rows if s.per_row else max_tokens, s.width), device=self.device)
                        for s in plan.slots}
-        self.caches = {g.name: self._arena(g, n) for g, n in zip(plan.groups, self.pages, strict=True)}
+        named = list(zip(plan.groups, self.pages, strict=True))
+        self.caches = {g.name: self._arena(g, n) for g, n in named if g.kind != "state"}
+        self.states = {g.name: States(torch.zeros((g.layers, n, g.width), device=self.device), np.zeros((g.layers, n), np.int64))
+                       for g, n in named if g.kind == "state"}
         self._histories: list[list[int]] = [[] for _ in range(histories)]
         self._sampled = np.zeros(max_rows, SAMPLED)
         learned = {op.positions for op in plan.ops if isinstance(op, Embed) and op.positions}
@@ -77,9 +80,21 @@ class TorchBackend:
             raise FieldInvalid(f"ops {first} to {last} are outside the plan's {len(self.plan.ops)}", field="first")
         self._counts = len(batch.tokens), len(batch.rows)
         step = Step(self.plan, batch, self._weights, {s.name: self._part(s.name) for s in self.plan.slots}, self.caches,
-                    self._histories, self._sampled, self.act_quant, self.dtype, self.paths)
+                    self._histories, self._sampled, self.act_quant, self.dtype, self.paths, self.states)
+        self._advance(batch, self.plan.ops[first:last])
         for op in self.plan.ops[first:last]:
             OPS[type(op)](step, op)
+
+    def _advance(self, b: Batch, ops: tuple[Op, ...]) -> None:
+        """The states that `ops` go on from are those after the tokens before this step's, or FieldInvalid; now after its own."""
+        named, before = {g.name: i for i, g in enumerate(self.plan.groups)}, b.kv_lens - np.diff(b.starts)
+        touched = [(self.states[op.group].seen[op.layer], b.tables[named[op.group]][:, 0])
+                   for op in ops if isinstance(op, (Conv, Scan))]
+        for seen, slots in touched:
+            if not ((before == 0) | (seen[slots] == before)).all():
+                raise FieldInvalid("batch.kv_lens goes on from another number of tokens than a state has seen", field="kv_lens")
+        for seen, slots in touched:
+            seen[slots] = b.kv_lens
 
     def _part(self, name: str) -> torch.Tensor:
         per_row = self.plan.slots[self.plan.slot(name)].per_row
@@ -94,14 +109,33 @@ class TorchBackend:
         return self._part(name).cpu().numpy()
 
     def copy_page(self, group: int, source: int, target: int) -> None:
-        """Copy one page with its stored positions."""
+        """Copy one page with its stored positions, or a state with what it has seen."""
         for page in (source, target):
             if not 0 <= group < len(self.pages) or not 0 <= page < self.pages[group]:
                 raise FieldInvalid(f"page {page} of group {group} does not exist", field="page")
-        cache = self.caches[self.plan.groups[group].name]
+        name = self.plan.groups[group].name
+        if state := self.states.get(name):
+            state.values[:, target], state.seen[:, target] = state.values[:, source], state.seen[:, source]
+            return
+        cache = self.caches[name]
         for part in (cache.k, cache.v, cache.positions):
             paged = part.unflatten(1, (-1, PAGE_TOKENS))
             paged[:, target] = paged[:, source]
+
+    def state_truncate(self, group: int, slot: int, length: int, snapshots: Sequence[int] = ()) -> int:
+        """Back to at most `length` tokens: itself, else the longest snapshot no longer, else nothing. The tokens it then has."""
+        state = self.states.get(self.plan.groups[group].name) if 0 <= group < len(self.pages) else None
+        if state is None or not all(0 <= s < self.pages[group] for s in (slot, *snapshots)) or length < 0:
+            raise FieldInvalid(f"state {slot} of group {group}, or a snapshot, does not exist", field="slot")
+        seen = {s: int(state.seen[0, s]) if len(set(state.seen[:, s].tolist())) == 1 else -1 for s in (slot, *snapshots)}
+        if not 0 <= seen[slot] <= length:
+            fitting = [s for s in snapshots if 0 < seen[s] <= length]
+            if not fitting:
+                state.seen[:, slot] = 0
+                return 0
+            self.copy_page(group, best := max(fitting, key=lambda s: seen[s]), slot)
+            return seen[best]
+        return seen[slot]
 
     def history_reset(self, history: int) -> None:
         """Forget a token history's content."""
@@ -126,7 +160,7 @@ class TorchBackend:
     def close(self) -> None:
         """Free weights and cache."""
         self._closed = True
-        self._weights, self._slots, self.caches = {}, {}, {}
+        self._weights, self._slots, self.caches, self.states = {}, {}, {}, {}
 
     def _check_trees(self, b: Batch, need: Callable[[object, str, str], None]) -> None:
         assert b.trees is not None
@@ -163,6 +197,9 @@ class TorchBackend:
         least = np.minimum.reduceat(b.positions, b.starts[:-1])
         for group, table, pages in zip(self.plan.groups, b.tables, self.pages, strict=True):
             used = -(-b.kv_lens // PAGE_TOKENS)
+            if group.kind == "state":
+                used = np.minimum(used, 1)
+                need(b.trees is None or not b.trees.any(), "trees", "is set, and a state takes in one token after another")
             need(len(table) == seqs and (used <= table.shape[1]).all(), "tables", "is too short for the sequences")
             block = np.arange(table.shape[1])
             read = block < used[:, None]

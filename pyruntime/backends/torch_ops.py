@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,14 @@ class Cache:
 
 
 @dataclass(slots=True)
+class States:
+    """One state group's slots: values f32 [layers][slots][width]; seen [layers][slots], tokens each has taken in."""
+
+    values: Tensor
+    seen: np.ndarray
+
+
+@dataclass(slots=True)
 class Step:
     """What ops may touch while one batch runs."""
 
@@ -56,6 +64,7 @@ class Step:
     act_quant: str = "none"
     dtype: torch.dtype = torch.float32
     paths: tuple[str, str] = ("a16", "a16")   # of prompt and generated tokens
+    states: dict[str, States] = field(default_factory=dict)
 
     def x(self, name: str) -> Tensor:
         """A slot's values in the computing type."""
@@ -64,6 +73,13 @@ class Step:
     def vector(self, name: str | None) -> Tensor | None:
         """A vector weight, None for none."""
         return None if name is None else self.weights[name].values
+
+    def state(self, op: p.Conv | p.Scan, sequence: int, shape: tuple[int, ...]) -> tuple[slice, Tensor, Tensor]:
+        """(the sequence's tokens here, where its state is kept, the state they go on from: zeros before the first token)."""
+        new = slice(int(self.batch.starts[sequence]), int(self.batch.starts[sequence + 1]))
+        kept = self.states[op.group].values[op.layer, int(self.batch.tables[self.plan.group(op.group)][sequence, 0])].view(shape)
+        old = self.batch.kv_lens[sequence] > new.stop - new.start
+        return new, kept, kept.to(self.dtype) if old else torch.zeros_like(kept, dtype=self.dtype)
 
     def tokens_at(self, group: int, sequence: int, first: int, last: int) -> Tensor:
         """Cache slots of a sequence's stored tokens [first, last); below zero where a page behind the window was given back."""
@@ -266,6 +282,50 @@ def attention(step: Step, op: p.Attention) -> None:
         step.slots[op.out][new] = torch.einsum("htk,khd->thd", weights, v).flatten(1).to(torch.float32)
 
 
+def conv(step: Step, op: p.Conv) -> None:
+    """out[c] = activation(bias[c] + sum_i weight[c][i] * the channel's last inputs)."""
+    channels = step.slots[op.out].shape[1]
+    x = step.x(op.x)[:, op.first : op.first + channels]
+    weight, bias = step.weights[op.weight].values.view(channels, op.taps), step.vector(op.bias)
+    for s in range(len(step.batch.kv_lens)):
+        new, kept, state = step.state(op, s, (op.taps - 1, channels))
+        inputs = torch.cat((state, x[new]))
+        y = torch.zeros_like(x[new]) if bias is None else bias.expand_as(x[new])
+        for i in range(op.taps):
+            y = y + inputs[i : i + new.stop - new.start] * weight[:, i]
+        step.slots[op.out][new] = (y if op.activation is None else activation(op.activation, y)).to(torch.float32)
+        kept[:] = inputs[1 - op.taps :]
+
+
+def scan(step: Step, op: p.Scan) -> None:
+    """s <- exp(dt a) s + (dt x) B^T, out = s C + d x: one token after another."""
+    width = step.slots[op.out].shape[1]
+    x, b, c = step.x(op.x).split((width, op.groups * op.numbers, op.groups * op.numbers), -1)
+    x = x.unflatten(-1, (op.heads, -1))
+    b, c = (v.unflatten(-1, (op.groups, -1)).repeat_interleave(op.heads // op.groups, 1) for v in (b, c))
+    dt = step.x(op.dt)[:, op.first : op.first + op.heads]
+    if (bias := step.vector(op.dt_bias)) is not None:
+        dt = dt + bias
+    dt = torch.nn.functional.softplus(dt).clamp(op.dt_min, op.dt_max)
+    decay, d = torch.exp(dt * step.weights[op.a].values), step.vector(op.d)
+    for s in range(len(step.batch.kv_lens)):
+        new, kept, state = step.state(op, s, (op.heads, op.numbers, width // op.heads))
+        for t in range(new.start, new.stop):
+            state = decay[t, :, None, None] * state + b[t, :, :, None] * (dt[t, :, None] * x[t])[:, None]
+            y = (c[t, :, :, None] * state).sum(1)
+            step.slots[op.out][t] = (y if d is None else y + d[:, None] * x[t]).flatten().to(torch.float32)
+        kept[:] = state
+
+
+def gated_norm(step: Step, op: p.GatedNorm) -> None:
+    """out = rmsnorm(x * silu(gate)) * norm by groups, or rmsnorm(x) * norm * silu(gate)."""
+    x, norm = step.x(op.x), step.weights[op.norm].values
+    gate = activation(p.Activation.SILU, step.x(op.gate)[:, op.first : op.first + x.shape[1]])
+    v = (x if op.gate_last else x * gate).unflatten(-1, (op.groups, -1))
+    n = rms_norm(v, None, op.eps).flatten(1) * norm
+    step.slots[op.out][:] = n * gate if op.gate_last else n
+
+
 def logits(step: Step, op: p.Logits) -> None:
     """out = softcap(scale * W norm(x)) of the flagged rows."""
     rows = torch.from_numpy(step.batch.rows.astype(np.int64)).to(step.slots[op.x].device)
@@ -288,7 +348,8 @@ def sample(step: Step, op: p.Sample) -> None:
 
 OPS: dict[type, Callable[[Step, Any], None]] = {
     p.Embed: embed, p.NormLinear: norm_linear, p.Linear: linear, p.LinearAdd: linear_add, p.NormAdd: norm_add, p.Gated: gated,
-    p.RopeKV: rope_kv, p.Attention: attention, p.Logits: logits, p.Sample: sample}
+    p.RopeKV: rope_kv, p.Attention: attention, p.Conv: conv, p.Scan: scan, p.GatedNorm: gated_norm, p.Logits: logits,
+    p.Sample: sample}
 
 
 # ---- sampling, rule by rule (csrc/exec/sample.h says each) ----
