@@ -1,6 +1,7 @@
 """A model's hyperparameters: read once from a file's metadata, every number checked against a range, then immutable."""
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,21 @@ class RopeScaling:
     kind: str = "none"
     factor: float = 1.0
     factors: tuple[float, ...] = ()    # a divisor per frequency, as GGUF stores Llama 3's scaling
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpace:
+    """A Mamba-2 mixer: `heads` of `head_dim` with `numbers` state numbers each element, B and C shared by the heads of a group."""
+
+    heads: int
+    head_dim: int
+    groups: int
+    numbers: int
+    taps: int                          # inputs the convolution meets
+    dt_min: float = 0.0                # the time step's limits
+    dt_max: float = math.inf
+    bias: bool = False                 # both projections add one
+    conv_bias: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +63,7 @@ class ModelConfig:
     window: int = 0                    # tokens a local layer sees
     local: tuple[bool, ...] = ()       # which layers are local; () = none
     local_rope_theta: float = 1e4
+    state_space: StateSpace | None = None
     k_format: str = "f16"
     v_format: str = "f16"
 

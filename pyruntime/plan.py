@@ -30,6 +30,10 @@ class Activation(IntEnum):
     GELU = 2
 
 
+def _counting(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n for n in shape if n != 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A named f32 activation buffer [tokens][width], or [flagged rows][width] when `per_row`."""
@@ -41,11 +45,19 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """What an op needs: a matrix [rows][k] in any format, or a vector [rows] (k == 0), which is kept in f32."""
+    """What an op needs: a matrix [rows][k] in any format, or a vector [rows] (k == 0), which is kept in f32.
+
+    shape: the dimensions a vector may have in a file instead of one. Those of 1 never count."""
 
     name: str
     rows: int
     k: int = 0
+    shape: tuple[int, ...] = ()
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a file's tensor of that shape, slowest dimension first, is this weight."""
+        wanted = (self.rows, self.k) if self.k else (self.rows,)
+        return shape == wanted or (self.k == 0 and _counting(shape) in (_counting(wanted), _counting(self.shape or wanted)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +208,7 @@ class Conv:
     """A causal convolution of each channel with its own `taps` weights [channels * taps], channel-major, the newest input's last:
     out[c] = activation(bias[c] + sum_i weight[c][i] * x_i[first + c]). channels is the width of `out`.
 
-    The last taps - 1 inputs are `layer`'s state in `group`, taps - 1 times channels numbers. activation None: none.
+    The last taps - 1 inputs are `layer`'s state in `group`, taps - 1 times channels numbers.
     """
 
     x: str
@@ -207,7 +219,7 @@ class Conv:
     taps: int
     bias: str | None = None
     first: int = 0
-    activation: int | None = Activation.SILU
+    activation: int = Activation.SILU
 
 
 @dataclass(frozen=True, slots=True)

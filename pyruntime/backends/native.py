@@ -161,7 +161,7 @@ def _word(at: int, op: Op, letter: str, name: str, index: dict[str, dict[str, in
     try:
         if letter == "F":
             return struct.unpack("<I", struct.pack("<f", value))[0]
-        if letter in "WRI" and value is None:
+        if letter in "WR" and value is None:
             value = -1
         elif letter in index:
             value = index[letter][value]

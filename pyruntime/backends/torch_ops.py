@@ -293,7 +293,7 @@ def conv(step: Step, op: p.Conv) -> None:
         y = torch.zeros_like(x[new]) if bias is None else bias.expand_as(x[new])
         for i in range(op.taps):
             y = y + inputs[i : i + new.stop - new.start] * weight[:, i]
-        step.slots[op.out][new] = (y if op.activation is None else activation(op.activation, y)).to(torch.float32)
+        step.slots[op.out][new] = activation(op.activation, y).to(torch.float32)
         kept[:] = inputs[1 - op.taps :]
 
 

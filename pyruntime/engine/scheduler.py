@@ -118,7 +118,8 @@ class Scheduler:
         self.preemptions = 0
         self._arrivals = 0
         self._seats = list(range(self.max_running))[::-1]
-        self._tables = tuple(np.zeros((self.max_running, pages_for(self.context)), np.int32) for _ in pages)
+        self._tables = tuple(np.zeros((self.max_running, 1 if span.state else pages_for(self.context)), np.int32)
+                             for span in self.spans)
         self._sampling = greedy_rows(self.max_running)
         self._score_row = greedy_rows(1)
         self._line: _Line | None = None

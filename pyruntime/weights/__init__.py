@@ -178,7 +178,7 @@ def _proven(weight: Weight, source: Source) -> int:
             f"{source.path}: tensor {weight.name} is missing; the file is incomplete, get it again"
         )
     wanted = (weight.rows, weight.k) if weight.k else (weight.rows,)
-    if tensor.shape != wanted:
+    if not weight.fits(tensor.shape):
         raise ModelInvalid(f"{source.path}: tensor {weight.name} at byte {tensor.offset} is "
                            f"{_times(tensor.shape)}, the model needs {_times(wanted)}")
     return source.supported(weight.name)
