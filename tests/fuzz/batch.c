@@ -89,6 +89,12 @@ static rt_engine *make_engine(source *s) {
   f[5].gated = (rt_op_gated){.x = 0, .out = 3, .norm = NORM_W, .gate = GATE_W, .up = UP_W, .eps = 1e-5f};
   f[6].logits = (rt_op_logits){.x = 0, .out = 4, .norm = NORM_W, .norm_bias = -1, .weight = TABLE_W, .eps = 1e-5f, .scale = 1};
   f[7].sample = (rt_op_sample){.logits = 4};
+  if (take(s, 2)) { /* positions of their own, LayerNorm, an activation */
+    f[0].embed.positions = TABLE_W;
+    f[1].norm_linear.norm_kind = f[6].logits.norm_kind = 1;
+    f[1].norm_linear.norm_bias = f[6].logits.norm_bias = NORM_W;
+    f[1].norm_linear.activation = (int32_t)take(s, 4) - 1;
+  }
   for (int i = 0; i < 8; i++) {
     ops[i].kind = kinds[i];
     memcpy(ops[i].words, f[i].words, sizeof f[i].words);
