@@ -196,7 +196,8 @@ SHAPES = {"token_embd.weight": (11, 96)}
     ("attention.value_length", 128, "value_length"), ("rope.dimension_count", 128, "dimension_count"),
     ("rope.scaling.type", "yarn", "yarn"), ("attention.sliding_window", -1, "sliding"),
     ("attn_logit_softcapping", float("inf"), "attn_logit"), ("final_logit_softcapping", "30", "final_logit"),
-    ("block_count", 0, "block_count"), ("attention.scale", 0.0, "scale")])
+    ("block_count", 0, "block_count"), ("attention.scale", 0.0, "scale"),
+    ("attention.sliding_window_pattern", [True], "sliding_window_pattern"), ("rope.freq_base_swa", 0.0, "freq_base_swa")])
 def test_bad_metadata(key: str, value: object, says: str) -> None:
     with pytest.raises(ModelInvalid, match=f"file.*{says}"):
         gemma2.from_gguf(Metadata(BASE | {f"gemma2.{key}": value}, "file"), SHAPES, lambda name: ())
@@ -207,6 +208,9 @@ def test_what_files_leave_out() -> None:
     config = gemma2.from_gguf(Metadata(BASE, "f"), SHAPES, lambda name: ())
     assert (config.score_softcap, config.final_softcap, config.window) == (50.0, 30.0, 4096)
     assert (config.local, config.head_dim, config.query_scale) == ((True, False) * 2, 256, 1 / 16)
+    listed = {"gemma2.attention.sliding_window_pattern": [False, True, True, True], "gemma2.rope.freq_base_swa": 2e4}
+    other = gemma2.from_gguf(Metadata(BASE | listed, "f"), SHAPES, lambda name: ())
+    assert (other.local, other.rope_theta, other.local_rope_theta) == ((False, True, True, True), 1e4, 2e4)
     large = gemma2.from_gguf(Metadata(BASE | {"gemma2.block_count": 46, "gemma2.embedding_length": 4608,
                                               "gemma2.attention.head_count": 32}, "f"), SHAPES, lambda name: ())
     assert large.query_scale == 1 / 12

@@ -20,7 +20,7 @@ from reference_models import native_backend, stored
 from pyruntime import plan as p
 from pyruntime.config import Metadata, ModelConfig, RopeScaling
 from pyruntime.errors import ModelInvalid
-from pyruntime.models import gemma3
+from pyruntime.models import _gemma, gemma3
 from pyruntime.weights import load_weights
 from pyruntime.weights.gguf import GGUFModel
 
@@ -162,7 +162,7 @@ def test_heads_mapped_otherwise_are_seen(scaled) -> None:
 @pytest.mark.parametrize("given_", [7, np.array([True, False, True, True]), [1, 0, 1, 1], 3])
 def test_patterns_of_a_file(given_) -> None:
     meta = Metadata({"gemma3.attention.sliding_window_pattern": given_}, "f")
-    found = gemma3._pattern(meta, "gemma3.attention.sliding_window_pattern", 4)
+    found = _gemma.listed(meta, "gemma3.attention.sliding_window_pattern", 4, 6)
     assert found == (gemma3.pattern(4, given_) if isinstance(given_, int) else (True, False, True, True))
 
 

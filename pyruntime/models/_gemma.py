@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import math
 
-from ..config import Metadata, ModelConfig
+from ..config import LAYERS_MAX, Metadata, ModelConfig
+from ..errors import ModelInvalid
 from ..plan import (
     Activation,
     Attention,
@@ -29,6 +30,17 @@ GROUPS = {True: "local", False: "global"}
 def pattern(layers: int, period: int) -> tuple[bool, ...]:
     """Which layers are local: all but every `period`-th."""
     return tuple(bool((i + 1) % period) for i in range(layers))
+
+
+def listed(meta: Metadata, key: str, layers: int, period: int) -> tuple[bool, ...]:
+    """Which layers are local: as a GGUF file lists them, a truth value each, or by its period as a number, else by ours."""
+    value = meta.values.get(key, period)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return pattern(layers, meta.integer(key, 1, LAYERS_MAX, period))
+    flags = list(value) if hasattr(value, "__len__") and not isinstance(value, str) else []  # type: ignore[call-overload]
+    if len(flags) != layers or not {bool(f) == f for f in flags} <= {True}:
+        raise ModelInvalid(f"{meta.file}: metadata '{key}' must be a number or {layers} truth values, one a layer")
+    return tuple(bool(f) for f in flags)
 
 
 def layer_types(meta: Metadata, layers: int, period: int) -> tuple[bool, ...]:

@@ -2,7 +2,7 @@
 (Gemma Team 2024).
 
 What files say and what the family knows: a norm's weight has its +1 already in GGUF and lacks it in Hugging Face's; head rows
-stand in halves in both; GGUF names neither the layers' kinds nor the query scale, and may leave out caps and window.
+stand in halves in both; GGUF files may leave out the layers' pattern, the query scale, caps and window.
 """
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ..config import CONTEXT_MAX, HEADS_MAX, LAYERS_MAX, VOCAB_MAX, WIDTH_MAX, Metadata, ModelConfig, embedding_rows
 from ..errors import ModelInvalid
 from ..recipe import ACTIVATIONS, rope
-from ._gemma import hf_weights, layer_types, pattern, plan
+from ._gemma import hf_weights, layer_types, listed, pattern, plan
 
 __all__ = ["hf_weights", "plan"]
 ARCHITECTURES = ("gemma2",)
@@ -44,12 +44,13 @@ def from_gguf(meta: Metadata, tensors: Mapping[str, tuple[int, ...]], vector: Ca
         family=a, layers=layers, width=width, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
         hidden=meta.integer(f"{a}.feed_forward_length", 1, WIDTH_MAX * 8), vocab=embedding_rows(tensors, meta.file),
         context=meta.integer(f"{a}.context_length", 1, CONTEXT_MAX),
-        eps=meta.real(f"{a}.attention.layer_norm_rms_epsilon", 0.0, 1.0, 1e-6), rope_theta=theta, local_rope_theta=theta,
-        rope_interleaved=False, tied="output.weight" not in tensors, activation="gelu_tanh",
+        eps=meta.real(f"{a}.attention.layer_norm_rms_epsilon", 0.0, 1.0, 1e-6), rope_theta=theta,
+        local_rope_theta=meta.real(f"{a}.rope.freq_base_swa", 1.0, 1e12, theta), rope_interleaved=False,
+        tied="output.weight" not in tensors, activation="gelu_tanh",
         query_scale=meta.real(f"{a}.attention.scale", 1e-6, 1e6, scale),
         score_softcap=meta.real(f"{a}.attn_logit_softcapping", 0.0, 1e6, SCORE_CAP),
         final_softcap=meta.real(f"{a}.final_logit_softcapping", 0.0, 1e6, FINAL_CAP),
-        window=window, local=pattern(layers, PERIOD) if window else (),
+        window=window, local=listed(meta, f"{a}.attention.sliding_window_pattern", layers, PERIOD) if window else (),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ..config import CONTEXT_MAX, HEADS_MAX, LAYERS_MAX, VOCAB_MAX, WIDTH_MAX, Metadata, ModelConfig, RopeScaling, embedding_rows
 from ..errors import ModelInvalid
 from ..recipe import ACTIVATIONS, rope
-from ._gemma import hf_weights, layer_types, pattern, plan
+from ._gemma import hf_weights, layer_types, listed, pattern, plan
 
 __all__ = ["hf_weights", "pattern", "plan"]
 ARCHITECTURES = ("gemma3",)
@@ -56,7 +56,7 @@ def from_gguf(meta: Metadata, tensors: Mapping[str, tuple[int, ...]], vector: Ca
         tied="output.weight" not in tensors, qk_norm=True, activation="gelu_tanh",
         query_scale=meta.real(f"{a}.attention.scale", 1e-6, 1e6, scale),
         final_softcap=meta.real(f"{a}.final_logit_softcapping", 0.0, 1e6, 0.0), window=window,
-        local=_pattern(meta, f"{a}.attention.sliding_window_pattern", layers) if window else (),
+        local=listed(meta, f"{a}.attention.sliding_window_pattern", layers, PERIOD) if window else (),
         local_rope_theta=meta.real(f"{a}.rope.freq_base_swa", 1.0, 1e12, 1e4),
     )
 
@@ -100,17 +100,6 @@ def from_hf(meta: Metadata, tensors: Mapping[str, tuple[int, ...]]) -> ModelConf
         final_softcap=meta.real("final_logit_softcapping", 0.0, 1e6, 0.0), window=window,
         local=layer_types(meta, layers, period) if window else (), local_rope_theta=local_theta,
     )
-
-
-def _pattern(meta: Metadata, key: str, layers: int) -> tuple[bool, ...]:
-    """The file's: one truth value a layer, or the period as a number."""
-    value = meta.values.get(key, PERIOD)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return pattern(layers, meta.integer(key, 1, LAYERS_MAX, PERIOD))
-    flags = list(value) if hasattr(value, "__len__") and not isinstance(value, str) else []  # type: ignore[call-overload]
-    if len(flags) != layers or not {bool(f) == f for f in flags} <= {True}:
-        raise ModelInvalid(f"{meta.file}: metadata '{key}' must be a number or {layers} truth values, one a layer")
-    return tuple(bool(f) for f in flags)
 
 
 def tiny(*, layers: int = 4, width: int = 96, heads: int = 4, kv_heads: int = 2, head_dim: int = 16, hidden: int = 160,
