@@ -18,6 +18,8 @@ from family_checks import CHUNKS, F32, KINDS, LENGTH, Family, changed, logits, r
 from reference_models import stored
 
 from pyruntime import plan as p
+from pyruntime._core._kernels import Kernels
+from pyruntime.backends.torch_ops import soft_cap
 from pyruntime.config import Metadata, ModelConfig
 from pyruntime.errors import ModelInvalid
 from pyruntime.models import gemma2
@@ -90,7 +92,12 @@ def test_caps_and_windows_are_reached(usual: Family) -> None:
     assert config.window < LENGTH / 2
     uncapped = usual.backend("torch", changed(usual.plan, p.Logits, softcap=0.0))
     assert np.abs(logits(uncapped, usual.ids, [LENGTH])).max() > 1.5 * config.final_softcap
-    assert 30 * np.tanh(50 / 30) == pytest.approx(27.933, abs=5e-4)
+
+
+def test_a_cap_of_thirty_makes_fifty_less() -> None:
+    x = np.float32([50.0])
+    for capped in (Kernels("scalar").scale_cap(x, 1.0, 30.0), soft_cap(torch.from_numpy(x), 30.0).numpy()):
+        assert capped[0] == pytest.approx(27.933, abs=5e-4)
 
 
 WRONG = {
