@@ -185,6 +185,18 @@ def logits(backend, ids: Sequence[int], chunks: Sequence[int]) -> np.ndarray:
     return np.concatenate(out)
 
 
+def same_bits(plan: p.Plan, values: Mapping[str, np.ndarray], seed: int) -> None:
+    """Native, block formats: any chunks on any threads, weights packed or left in the file, give the bits of one pass."""
+    rng = np.random.default_rng(seed)
+    formats = {w.name: str(rng.choice(["Q8_0", "Q4_1", "F16"])) for w in plan.weights if w.k}
+    ids, chunks = rng.integers(0, plan.vocab, LENGTH).tolist(), []
+    while sum(chunks) < LENGTH:
+        chunks.append(int(rng.integers(1, min(20, LENGTH - sum(chunks)) + 1)))
+    one = native_backend(plan, stored(plan, dict(values), formats), pages=PAGES, threads=1)
+    other = native_backend(plan, stored(plan, dict(values), formats, low_memory=True), pages=PAGES, threads=2)
+    assert np.array_equal(logits(one, ids, [LENGTH]), logits(other, ids, chunks))
+
+
 def changed(plan: p.Plan, kind: type, change: Callable[[p.Op], Sequence[p.Op]] | None = None, **fields: object) -> p.Plan:
     """The plan with `change(op)`, a list of ops, or the op with other fields, in the place of every op of a kind."""
     def other(op: p.Op) -> Sequence[p.Op]:

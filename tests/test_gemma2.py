@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("transformers")
 pytest.importorskip("gguf")
 
 import gguf
 import transformers
-from family_checks import CHUNKS, F32, KINDS, LENGTH, Family, changed, logits, read, scattered
-from reference_models import stored
+from family_checks import CHUNKS, F32, KINDS, LENGTH, Family, changed, logits, read, same_bits, scattered
+from reference_models import random_values, stored
 
 from pyruntime import plan as p
 from pyruntime._core._kernels import Kernels
@@ -160,6 +162,13 @@ def test_wrong_weights_are_seen(usual: Family, wrong) -> None:
     values = read(usual.reference, gemma2, CONFIGS["usual"])
     wrong(values)
     usual.sees(usual.plan, stored(usual.plan, values))
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_native_chunks_threads_and_memory_do_not_matter(seed: int) -> None:
+    plan = gemma2.plan(gemma2.tiny(vocab=67, layers=3, window=5))
+    same_bits(plan, random_values(plan, seed), seed)
 
 
 # ---- configs ----
