@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 from types import ModuleType
 
+import gguf
 import numpy as np
 import torch
 from reference_models import native_backend, stored, tables_of
@@ -73,6 +74,16 @@ def carried_out(taken: Taken, state: Mapping[str, np.ndarray]) -> np.ndarray:
         every = x.reshape(-1, taken.every or len(x), *x.shape[1:])[:, slice(*taken.rows)]
         x = every.reshape(-1, *x.shape[1:])
     return (-np.exp(x) if taken.neg_exp else x) + np.float32(taken.plus)
+
+
+def same_names(family: ModuleType, config: ModelConfig) -> None:
+    """What the plan calls a weight is what the `gguf` package makes of the checkpoint's name for it."""
+    arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == family.ARCHITECTURES[0])
+    known = gguf.get_tensor_name_map(arch, config.layers)
+    for name, taken in family.hf_weights(config).items():
+        there, kind = taken.tensor.rsplit(".", 1)
+        found = {known.get_name(prefix + there) for prefix in ("", *family.HF_PREFIXES)} - {None}
+        assert found == {name.removesuffix("." + kind)}, f"{taken.tensor} is {found}"
 
 
 class Family:

@@ -16,7 +16,7 @@ pytest.importorskip("gguf")
 
 import gguf
 import transformers
-from family_checks import CHUNKS, F32, KINDS, LENGTH, Family, changed, logits, read, same_bits, scattered
+from family_checks import CHUNKS, F32, KINDS, LENGTH, Family, changed, logits, read, same_bits, same_names, scattered
 from reference_models import random_values, stored
 
 from pyruntime import plan as p
@@ -172,6 +172,10 @@ def test_native_chunks_threads_and_memory_do_not_matter(seed: int) -> None:
 
 
 # ---- configs ----
+
+def test_weights_are_called_what_converters_call_them() -> None:
+    same_names(gemma2, CONFIGS["usual"])
+
 
 def test_config_json_says_what_the_model_is(made: Family, request) -> None:
     found = gemma2.from_hf(Metadata(made.reference.config.to_dict(), "config.json"), {})

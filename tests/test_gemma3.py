@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 pytest.importorskip("transformers")
 pytest.importorskip("gguf")
 
-from family_checks import CHUNKS, F32, KINDS, LENGTH, Family, changed, logits, read, same_bits
+from family_checks import CHUNKS, F32, KINDS, LENGTH, Family, changed, logits, read, same_bits, same_names
 from gemma_models import hugging_face, random_gemma, write_gguf
 from reference_models import stored
 
@@ -94,6 +94,10 @@ def test_the_checkpoint_s_own_names_give_the_same_weights(scaled) -> None:
     model, config = scaled
     values, own = random_gemma(CONFIGS["scaled"], 3), read(model.reference, gemma3, config)
     assert set(own) == set(values) and all(np.allclose(own[name], values[name], rtol=0, atol=3e-7) for name in own)
+
+
+def test_weights_are_called_what_converters_call_them() -> None:
+    same_names(gemma3, CONFIGS["scaled"])
 
 
 def test_windows_are_reached_and_logits_capped(scaled) -> None:

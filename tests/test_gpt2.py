@@ -15,7 +15,7 @@ pytest.importorskip("gguf")
 
 import gguf
 import transformers
-from family_checks import CHUNKS, F32, KINDS, LENGTH, Family, changed, read, same_bits, scattered
+from family_checks import CHUNKS, F32, KINDS, LENGTH, Family, changed, read, same_bits, same_names, scattered
 from reference_models import random_values, stored
 from tiny_model import tokenizer_metadata
 
@@ -156,6 +156,10 @@ def test_wrong_weights_are_seen(usual: Family, wrong) -> None:
 
 
 # ---- configs ----
+
+def test_weights_are_called_what_converters_call_them() -> None:
+    same_names(gpt2, CONFIGS["erf, untied, one head"])
+
 
 def test_config_json_says_what_the_model_is(made: Family, request) -> None:
     found = gpt2.from_hf(Metadata(made.reference.config.to_dict(), "config.json"), {})
