@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from op_bounds import bound
+from op_bounds import bound, scan_bound
 from reference_models import Pages, tables_of
 
 from pyruntime import plan as p
@@ -26,7 +26,7 @@ def schedule(plan: p.Plan, rng: np.random.Generator, *, lengths: tuple[int, ...]
         flagged = np.flatnonzero(rng.random(sum(take.values())) < 0.5)[:ROWS].astype(np.int32)
         batch = Batch.build([(sequences[i][done[i]:done[i] + n], done[i], done[i]) for i, n in take.items()],
                             tables=[[tables[i] for i in take] for tables in groups], rows=flagged)
-        if rng.random() < 0.3:
+        if rng.random() < 0.3 and all(g.kind != "state" for g in plan.groups):
             grow_trees(batch, rng)
         steps.append(batch)
         for i, n in take.items():
@@ -56,15 +56,41 @@ def compare(plan: p.Plan, weights, native, ref: TorchBackend, batch: Batch) -> N
         for slot in plan.slots:
             before[slot.name] = native.slot(slot.name).astype(np.float64)
             ref.slot(slot.name)[:] = native.slot(slot.name)
+        states = states_before(plan, op, ref, batch)
         native.run(batch, at, at + 1)
         ref.run(batch, at, at + 1)
         name = next(getattr(op, f) for f in ("out", "qkv") if hasattr(op, f))
         got, want = native.slot(name).astype(np.float64), ref.slot(name).astype(np.float64)
-        limit = bound(op, weights, ref, batch, before)
+        if isinstance(op, p.Scan):
+            limit, after = scan_bound(op, weights, batch, before, states)
+        else:
+            limit, after = bound(op, weights, ref, batch, before), [0.0] * len(states)
         over = np.abs(got - want) > limit
         assert not over.any(), f"op {at} {op}: {np.abs(got - want)[over].max()} apart, {limit[over].max()} allowed"
         if isinstance(op, p.RopeKV):
             compare_pages(plan, op, pages, ref, batch, limit)
+        if isinstance(op, (p.Conv, p.Scan)):
+            compare_states(plan, op, native, ref, batch, after)
+
+
+def states_before(plan: p.Plan, op: p.Op, ref: TorchBackend, batch: Batch) -> list[np.ndarray]:
+    """What each sequence's state is before a recurrent op, f64: zeros before the first token."""
+    if not isinstance(op, (p.Conv, p.Scan)):
+        return []
+    slots = batch.tables[plan.group(op.group)][:, 0]
+    old = batch.kv_lens > np.diff(batch.starts)
+    return [ref.states[op.group].values[op.layer, slot].double().numpy() * was for slot, was in zip(slots, old, strict=True)]
+
+
+def compare_states(plan: p.Plan, op: p.Conv | p.Scan, native, ref: TorchBackend, batch: Batch, limits: list) -> None:
+    """What a recurrent op left, within limits; then the reference takes native's."""
+    group = plan.group(op.group)
+    for slot, limit in zip(batch.tables[group][:, 0], limits, strict=True):
+        mine = native.page(group, slot).view(np.float32).reshape(plan.groups[group].layers, -1)[op.layer]
+        theirs = ref.states[op.group].values[op.layer, slot]
+        over = np.abs(mine.astype(np.float64) - theirs.double().numpy()) > limit
+        assert not over.any(), f"op {op}: the state of slot {slot} is further apart than allowed"
+        theirs[:] = torch.from_numpy(mine.copy())
 
 
 def compare_pages(plan: p.Plan, op: p.RopeKV, pages: Pages, ref: TorchBackend, batch: Batch, limit: np.ndarray) -> None:

@@ -23,7 +23,7 @@ from sampling_cases import equals_the_book, random_row, rows_of, run, sampler
 from pyruntime import plan as p
 from pyruntime.backends.torch import TorchBackend
 from pyruntime.errors import FieldInvalid
-from pyruntime.models import gemma3, gpt2, llama
+from pyruntime.models import gemma3, gpt2, llama, mamba2
 from pyruntime.quant import FORMATS
 from pyruntime.types import Batch
 
@@ -40,6 +40,7 @@ MODELS = {
     "gemma": (dict(eps=1e-3, period=2, window=5), "Q8_0", dict(family=gemma3)),
     "gpt2": (dict(eps=1e-3, kv_heads=4), "Q8_0", dict(family=gpt2)),
     "mixed": (dict(heads=3, kv_heads=1, head_dim=32), "Q4_1", dict(paths=("bf16", "a16"))),
+    "mamba": (dict(eps=1e-3, heads=6, head_dim=20, groups=2, numbers=12, dt_min=0.5, dt_max=1.0), "Q8_0", dict(family=mamba2)),
     "large": (dict(width=32, hidden=32, heads=2, kv_heads=1, head_dim=8, layers=1), "BF16", dict(values=2e5)),
 }
 
@@ -48,8 +49,8 @@ MODELS = {
 def model(name: str):
     """(plan, weights packed, weights in blocks)."""
     fields, format, more = MODELS[name]
-    usual = dict(layers=2, width=96, hidden=96, heads=4, kv_heads=2, head_dim=24, vocab=61)
     family = more.get("family", llama)
+    usual = dict(layers=2, width=96, vocab=61) | ({} if family is mamba2 else dict(hidden=96, heads=4, kv_heads=2, head_dim=24))
     plan = family.plan(family.tiny(**{**usual, **fields}))
     values = random_values(plan, 5)
     for key in values:

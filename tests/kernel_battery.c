@@ -209,6 +209,35 @@ static void rope(const struct rt_kernels *K, hash *h) {
   }
 }
 
+/* Chunks of several and of single tokens; two groups of channels, one with a tail. */
+static void recurrences(const struct rt_kernels *K, hash *h) {
+  enum { TOKENS_MOST = 7, WIDE = 96 + 2 * 20 };
+  source s = {4};
+  float x[TOKENS_MOST * WIDE], w[WIDE * RT_TAPS], bias[WIDE], state[96 * 20], out[TOKENS_MOST * WIDE], rates[2 * TOKENS_MOST];
+  for (int i = 0; i < 24; i++) {
+    int tokens = i % 3 ? 1 + below(&s, TOKENS_MOST) : 1, channels = 1 + below(&s, WIDE), taps = 2 + below(&s, 5);
+    int head_dim = i % 2 ? 16 * (1 + below(&s, 6)) : 1 + below(&s, 96), numbers = 1 + below(&s, 20), wide = head_dim + 2 * numbers;
+    fill(&s, (enum kind)(i % KINDS), x, tokens * WIDE);
+    fill(&s, TAME, w, channels * taps), fill(&s, TAME, bias, channels), fill(&s, TAME, state, (taps - 1) * channels);
+    struct rt_conv_args conv = {.x = x, .w = w, .bias = i % 4 ? bias : NULL, .state = state, .out = out, .x_stride = WIDE,
+                                .state_stride = (size_t)channels, .out_stride = WIDE, .tokens = tokens, .channels = channels,
+                                .taps = taps, .activation = i % 4 - 1};
+    K->conv(&conv);
+    for (int t = 0; t < tokens; t++) add_floats(h, out + t * WIDE, (size_t)channels);
+    add_floats(h, state, (size_t)((taps - 1) * channels));
+    fill(&s, TAME, state, head_dim * numbers), fill(&s, TAME, rates, 2 * TOKENS_MOST);
+    struct rt_scan_args scan = {.x = x, .b = x + head_dim, .c = x + head_dim + numbers, .dt = rates, .decay = rates + TOKENS_MOST,
+                                .state = state, .out = out, .x_stride = (size_t)wide, .rate_stride = 1,
+                                .out_stride = (size_t)head_dim, .tokens = tokens, .head_dim = head_dim, .numbers = numbers, .d = 0.7f};
+    K->scan(&scan);
+    add_floats(h, out, (size_t)(tokens * head_dim));
+    add_floats(h, state, (size_t)(head_dim * numbers));
+    fill(&s, TAME, bias, channels);
+    K->gated_norm(x, w, channels, bias, 1e-5f, i % 2, out);
+    add_floats(h, out, (size_t)channels);
+  }
+}
+
 enum { PAGES = 7, OLD = 70, TOKENS = 11, HEAD_MOST = 128, SHARE_MOST = 7 };
 #define ROWS (TOKENS * SHARE_MOST)
 
@@ -292,6 +321,7 @@ int main(int n, char **names) {
     quantize(K, RT_PATH_BF16, &h), say(set, "quantize", "BF16", &h);
     elementwise(K, &h), say(set, "elementwise", "-", &h);
     rope(K, &h), say(set, "rope", "-", &h);
+    recurrences(K, &h), say(set, "recurrences", "-", &h);
     for (int f = 0; f < RT_FORMATS; f++) {
       linear(K, (rt_format)f, RT_PATH_A16, &h), say(set, "linear", rt_format_table[f].name, &h);
       linear(K, (rt_format)f, RT_PATH_BF16, &h), say(set, "linear_bf16", rt_format_table[f].name, &h);

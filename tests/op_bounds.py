@@ -22,6 +22,10 @@ Given the same slots and the same cache, the reference (sums in f64, A16 roundin
               a (the slope of every activation is below 1.13) and of b, which is 1 where there is no gate.
   rotation    cos and sin within 1 ulp, two products and a sum: 5 u (|a| + |b|), on top of a norm's e_n.
   cache       a value is rounded once more: the f16 neighbour at most, 2^-10 |x| + 2^-24.
+  convolution the bias and `taps` fused steps: (taps + 1) u (sum |w||x| + |bias|), then an activation as a gate. The state is equal.
+  scan        dt and decay = e^(dt a) are f64 rounded once: u dt, and decay (1 + |dt a|) u. A state takes in three roundings a
+              step on top of what it had, decay's error and dt's; out: `numbers` fused steps and D's.
+  gated norm  a gate, a norm of it (whose error the gate's 8 u joins) and one or two products.
   attention   scores: head_dim fused steps and the scale, d_s = (head_dim + 2) u scale sum|q||k| (tanh has slope 1 and adds
               4 u cap). p = e^(s - max): s - max rounds, and max may lag by 8: u (|s| + |max| + 16), e^x 2 u; every page
               may shrink what came before (3 u each), partials join by e^(max - top) (4 u). Numerator and denominator add n
@@ -41,6 +45,7 @@ from pyruntime.types import Batch
 from pyruntime.weights import Weights
 
 U = 2.0**-24
+TINY = 2.0**-140   # roundings of denormal numbers
 
 
 def norm_error(k: int) -> float:
@@ -143,6 +148,11 @@ def bound(op: p.Op, weights: Weights, ref: TorchBackend, batch: Batch, before: d
         return slack + 2 * U * after(op.out)
     if isinstance(op, p.RopeKV):
         return rope_bound(op, weights, ref, before)
+    if isinstance(op, p.Conv):
+        return conv_bound(op, weights, ref, batch, before)
+    if isinstance(op, p.GatedNorm):
+        e = norm_error(before[op.x].shape[1] // op.groups) + 24 * U
+        return e * after(op.out) + TINY
     if isinstance(op, p.Attention):
         return attention_bound(op, ref, batch, before)
     if isinstance(op, p.Logits):
@@ -156,6 +166,48 @@ def ref_rows(weights: Weights, name: str) -> np.ndarray:
     """A matrix in f64."""
     stored = weights[name]
     return quant.FORMATS[stored.format_name].dequantize(stored.blocks, (stored.rows, stored.k)).astype(np.float64)
+
+
+def conv_bound(op: p.Conv, weights: Weights, ref: TorchBackend, batch: Batch, before: dict[str, np.ndarray]) -> np.ndarray:
+    """By the sizes of each channel's inputs; those from the state are as large as the largest the reference now holds or had."""
+    channels = before[op.out].shape[1]
+    x, w = np.abs(before[op.x][:, op.first : op.first + channels]), np.abs(weights[op.weight].f32()).reshape(channels, op.taps)
+    largest = np.zeros_like(before[op.out])
+    for s in range(len(batch.kv_lens)):
+        new = slice(batch.starts[s], batch.starts[s + 1])
+        largest[new] = x[new].max(0)
+    held = np.abs(ref.states[op.group].values.double().numpy()).reshape(-1, channels).max(0)
+    sizes = np.maximum(largest, held) * w.sum(1) + (np.abs(weights[op.bias].f32()) if op.bias else 0)
+    return 1.13 * (op.taps + 1) * U * sizes + 10 * U * np.abs(ref.slot(op.out).astype(np.float64)) + TINY
+
+
+def scan_bound(op: p.Scan, weights: Weights, batch: Batch, before: dict[str, np.ndarray],
+               states: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Bounds of the slot and of each sequence's state, by its own f64 recurrence from the states before."""
+    def values(name: str | None) -> np.ndarray:
+        return 0.0 if name is None else weights[name].f32().astype(np.float64)
+
+    out, left = np.zeros_like(before[op.out]), []
+    width = out.shape[1]
+    dim, span = width // op.heads, op.groups * op.numbers
+    dt = np.logaddexp(0, before[op.dt][:, op.first : op.first + op.heads] + values(op.dt_bias)).clip(op.dt_min, op.dt_max)
+    a, d = values(op.a), np.broadcast_to(values(op.d), op.heads)
+    share = op.heads // op.groups
+    for s, state in enumerate(states):
+        held = np.abs(state).reshape(op.heads, op.numbers, dim)
+        wrong = np.zeros_like(held)
+        for t in range(batch.starts[s], batch.starts[s + 1]):
+            x = np.abs(before[op.x][t, :width]).reshape(op.heads, 1, dim) * dt[t][:, None, None]
+            b, c = (np.abs(before[op.x][t, at : at + span]).reshape(op.groups, op.numbers, 1).repeat(share, 0)
+                    for at in (width, width + span))
+            decay, slope = np.exp(dt[t] * a)[:, None, None], np.abs(dt[t] * a)[:, None, None]
+            wrong = decay * wrong + decay * held * (2 + slope) * U + 4 * U * (b * x)
+            held = decay * held + b * x
+            wrong += 2 * U * held
+            skip = np.abs(d[:, None] * before[op.x][t, :width].reshape(op.heads, dim))
+            out[t] = ((c * wrong).sum(1) + (op.numbers + 3) * U * ((c * held).sum(1) + skip)).ravel()
+        left.append(wrong.ravel() + U * held.ravel() + TINY)
+    return 1.01 * out + TINY, [1.01 * w for w in left]
 
 
 def ref_product(weights: Weights, name: str, x: np.ndarray, coarse: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ def random_values(plan: Plan, seed: int) -> dict[str, np.ndarray]:
     for w in plan.weights:
         x = rng.standard_normal((w.rows, w.k) if w.k else (w.rows,)).astype(np.float32)
         if not w.k:
-            x = 0.3 * x if w.name.endswith(".bias") else 1 + 0.2 * x
+            x = -np.exp(0.5 * x) if w.name.endswith("ssm_a") else 0.3 * x if w.name.endswith(".bias") else 1 + 0.2 * x
         else:
             x *= 2.0 / np.sqrt(w.k) if w.rows == plan.vocab else 1.2 / np.sqrt(w.k)
         values[w.name] = x.astype(np.float32)

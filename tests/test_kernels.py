@@ -552,6 +552,106 @@ def test_the_first_of_equals_is_the_largest(kernels: Kernels) -> None:
         assert kernels.argmax(x) == (first, 3.0, True)
 
 
+# ---- recurrences ----
+
+
+def recurrent(rng: np.random.Generator, kind: str, *shape: int) -> np.ndarray:
+    return values(rng, kind, int(np.prod(shape))).reshape(shape)
+
+
+@given(seeds, kinds, lengths, st.integers(1, 9), st.integers(2, 16), st.booleans(), st.integers(-1, 2))
+@few
+def test_convolutions_equal_scalar_in_any_chunks(kernels: Kernels, seed: int, kind: str, channels: int, tokens: int, taps: int,
+                                                 biased: bool, activation: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, w = recurrent(rng, kind, tokens, channels), recurrent(rng, "tame", channels, taps)
+    state = recurrent(rng, kind, taps - 1, channels)
+    bias = values(rng, "tame", channels) if biased else None
+    want, after = SCALAR.conv(x, w, bias, state, activation)
+    got = kernels.conv(x, w, bias, state, activation)
+    assert same(want, got[0]) and same(after, got[1])
+    outs = []
+    for t in range(tokens):
+        out, state = kernels.conv(x[t : t + 1], w, bias, state, activation)
+        outs.append(out)
+    assert same(want, np.concatenate(outs)) and same(after, state)
+
+
+@given(seeds, lengths, st.integers(1, 9), st.integers(2, 16))
+@few
+def test_a_convolution_follows_f64(seed: int, channels: int, tokens: int, taps: int) -> None:
+    """taps fused steps after the bias; the state is the last inputs as they came."""
+    rng = np.random.default_rng(seed)
+    x, w = recurrent(rng, "tame", tokens, channels), recurrent(rng, "tame", channels, taps)
+    state = recurrent(rng, "tame", taps - 1, channels)
+    bias = values(rng, "tame", channels)
+    out, after = SCALAR.conv(x, w, bias, state, -1)
+    inputs = np.concatenate([state, x]).astype(np.float64)
+    assert np.array_equal(after, inputs[tokens:].astype(np.float32))
+    each = np.stack([inputs[i : i + tokens] * w[:, i] for i in range(taps)])
+    size = np.abs(each).sum(0) + np.abs(bias)
+    assert (np.abs(out - (each.sum(0) + bias)) <= (taps + 1) * U * size).all()
+    silu = SCALAR.conv(x, w, bias, state, 0)[0]
+    assert same(silu, SCALAR.gate(0, out.ravel(), None).reshape(out.shape))
+
+
+@given(seeds, kinds, st.integers(1, 100), st.integers(1, 40), st.integers(1, 11))
+@few
+def test_scans_equal_scalar_in_any_chunks(kernels: Kernels, seed: int, kind: str, head_dim: int, numbers: int, tokens: int) -> None:
+    rng = np.random.default_rng(seed)
+    xbc, state = recurrent(rng, kind, tokens, head_dim + 2 * numbers), recurrent(rng, kind, numbers, head_dim)
+    dt, decay = rng.uniform(0, 2, tokens).astype(np.float32), rng.uniform(0, 1, tokens).astype(np.float32)
+    want, after = SCALAR.scan(xbc, dt, decay, 0.7, state)
+    got = kernels.scan(xbc, dt, decay, 0.7, state)
+    assert same(want, got[0]) and same(after, got[1])
+    outs, at = [], 0
+    while at < tokens:
+        end = at + int(rng.integers(1, 6))
+        out, state = kernels.scan(xbc[at:end], dt[at:end], decay[at:end], 0.7, state)
+        outs.append(out)
+        at = end
+    assert same(want, np.concatenate(outs)) and same(after, state)
+
+
+@given(seeds, st.integers(1, 100), st.integers(1, 40), st.integers(1, 11))
+@few
+def test_a_scan_follows_f64(seed: int, head_dim: int, numbers: int, tokens: int) -> None:
+    """Three roundings a step in a state that forgets, numbers fused steps and D in an output."""
+    rng = np.random.default_rng(seed)
+    xbc, state = recurrent(rng, "tame", tokens, head_dim + 2 * numbers), recurrent(rng, "tame", numbers, head_dim)
+    dt, decay = rng.uniform(0, 2, tokens).astype(np.float32), rng.uniform(0, 1, tokens).astype(np.float32)
+    out, after = SCALAR.scan(xbc, dt, decay, 0.7, state)
+    s, size = state.astype(np.float64), np.abs(state).astype(np.float64)
+    for t, row in enumerate(xbc.astype(np.float64)):
+        x, b, c = np.split(row, [head_dim, head_dim + numbers])
+        s = decay[t] * s + np.outer(b, dt[t] * x)
+        size = decay[t] * size + np.abs(np.outer(b, dt[t] * x))
+        slack = (3 * (t + 1) + numbers + 2) * U * (np.abs(c) @ size + abs(0.7 * x))
+        assert (np.abs(out[t] - (c @ s + np.float32(0.7) * x)) <= slack).all()
+    assert (np.abs(after - s) <= 3 * tokens * U * size).all()
+
+
+@given(seeds, kinds, lengths, st.booleans())
+@few
+def test_a_gated_norm_equals_scalar(kernels: Kernels, seed: int, kind: str, n: int, gate_last: bool) -> None:
+    rng = np.random.default_rng(seed)
+    x, gate, norm = values(rng, kind, n), values(rng, kind, n), values(rng, "tame", n)
+    assert same(SCALAR.gated_norm(x, gate, norm, 1e-5, gate_last), kernels.gated_norm(x, gate, norm, 1e-5, gate_last))
+
+
+@given(seeds, lengths, st.booleans())
+@few
+def test_a_gated_norm_follows_f64(seed: int, n: int, gate_last: bool) -> None:
+    """A norm's error, a gate's and two products'."""
+    rng = np.random.default_rng(seed)
+    x, gate, norm = values(rng, "tame", n), values(rng, "tame", n), values(rng, "tame", n)
+    wide, silu = x.astype(np.float64), gate / (1 + np.exp(-gate.astype(np.float64)))
+    v = wide if gate_last else wide * silu
+    want = v / np.sqrt((v**2).mean() + 1e-5) * norm * (silu if gate_last else 1)
+    got = SCALAR.gated_norm(x, gate, norm, 1e-5, gate_last)
+    assert (np.abs(got - want) <= ((n / 16 + 8) / 2 + 20) * U * np.abs(want) + TINY).all()
+
+
 # ---- doors ----
 
 
@@ -563,6 +663,10 @@ def test_doors_refuse_wrong_shapes() -> None:
     with pytest.raises(FieldInvalid):
         SCALAR.add_bias(np.ones(4, np.float32), np.ones(3, np.float32))
     assert not SCALAR.has_cache_format(NAMES.index("Q4_0"))
+    with pytest.raises(FieldInvalid):
+        SCALAR.conv(np.ones((1, 4), np.float32), np.ones((4, 1), np.float32), None, np.ones((0, 4), np.float32), 0)
+    with pytest.raises(FieldInvalid):
+        SCALAR.scan(np.ones((1, 4), np.float32), np.ones(1, np.float32), np.ones(1, np.float32), 0.0, np.ones((2, 2), np.float32))
 
 
 @pytest.mark.parametrize("isa", [i.name for i in _kernels.isas()])

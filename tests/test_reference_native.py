@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from backend_compare import PAGES, ROWS, compare, schedule
+from hybrid_plans import hybrid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference_models import native_backend, random_values, stored
@@ -15,7 +16,7 @@ from reference_models import native_backend, random_values, stored
 from pyruntime import plan as p
 from pyruntime.backends.torch import TorchBackend
 from pyruntime.config import RopeScaling
-from pyruntime.models import gemma3, gpt2, llama
+from pyruntime.models import gemma3, gpt2, llama, mamba2
 from pyruntime.quant import FORMATS
 from pyruntime.types import Batch
 
@@ -36,7 +37,7 @@ def one_thread():
 
 @st.composite
 def models(draw) -> tuple[p.Plan, dict[str, str], int]:
-    """(plan, format of each matrix, seed) of a random small llama, gemma or gpt2."""
+    """(plan, format of each matrix, seed) of a random small llama, gemma, gpt2 or mamba2, or one of layers of two."""
     kv_heads, share = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2, 3, 5]))
     head_dim = 2 * draw(st.integers(1, 20)) if draw(st.booleans()) else draw(st.sampled_from([16, 32, 64]))
     cached = ["f16", "f16", "f32", "bf16"] + ["q8_0", "q8_0"] * (head_dim % 32 == 0)
@@ -47,8 +48,21 @@ def models(draw) -> tuple[p.Plan, dict[str, str], int]:
         hidden=hidden, vocab=draw(st.integers(17, 70)), tied=draw(st.booleans()), rope_interleaved=draw(st.booleans()),
         rope_scaling=RopeScaling("linear", 2.5) if draw(st.booleans()) else RopeScaling(),
         k_format=draw(st.sampled_from(cached)), v_format=draw(st.sampled_from(cached)))
-    family = draw(st.sampled_from([llama, llama, gemma3, gpt2]))
-    if family is llama:
+    family = draw(st.sampled_from([llama, llama, gemma3, gpt2, mamba2]))
+    if family is mamba2:
+        plan = mamba2.plan(mamba2.tiny(
+            layers=fields["layers"], width=width, heads=kv_heads * share, head_dim=head_dim, groups=kv_heads,
+            numbers=draw(st.integers(1, 20)), vocab=fields["vocab"], taps=draw(st.integers(2, 5)), bias=draw(st.booleans()),
+            conv_bias=draw(st.booleans()),
+            dt_min=draw(st.sampled_from([0.0, 0.5])), dt_max=draw(st.sampled_from([0.75, np.inf])),
+            activation=draw(st.sampled_from(["silu", "gelu"])), eps=draw(st.sampled_from([1e-6, 1e-2]))))
+        if draw(st.booleans()):
+            plan = replace(plan, ops=tuple(
+                replace(op, gate_last=True) if isinstance(op, p.GatedNorm) else replace(op, d=None, dt_bias=None)
+                if isinstance(op, p.Scan) else op for op in plan.ops))
+        if draw(st.booleans()):
+            plan = hybrid(plan, llama.plan(llama.tiny(**fields)))
+    elif family is llama:
         plan = llama.plan(llama.tiny(**fields, qkv_bias=draw(st.booleans()), qk_norm=draw(st.booleans()),
                                      rope_dims=2 * draw(st.integers(1, head_dim // 2))))
     elif family is gpt2:

@@ -53,6 +53,26 @@ cdef extern from "isa/kernels.h" nogil:
         int32_t n_blocks, first_block, fresh, tokens, share, head_dim, window
         int k_format, v_format
         float scale, softcap
+    int RT_TAPS
+    struct rt_conv_args:
+        const float *x
+        const float *w
+        const float *bias
+        float *state
+        float *out
+        size_t x_stride, state_stride, out_stride
+        int32_t tokens, channels, taps, activation
+    struct rt_scan_args:
+        const float *x
+        const float *b
+        const float *c
+        const float *dt
+        const float *decay
+        float *state
+        float *out
+        size_t x_stride, rate_stride, out_stride
+        int32_t tokens, head_dim, numbers
+        float d
     struct rt_kernels:
         const char *name
         void (*quantize)(const float *, int, int, const float *, const float *, float, rt_path, uint8_t *) noexcept nogil
@@ -70,6 +90,9 @@ cdef extern from "isa/kernels.h" nogil:
         void (*attention_tile)(const rt_attention_args *, float *) noexcept nogil
         void (*attention_join)(int, int, const float *, const float *, const float *, float *, float *, float *) noexcept nogil
         void (*attention_end)(int, int, const float *, float *) noexcept nogil
+        void (*conv)(const rt_conv_args *) noexcept nogil
+        void (*scan)(const rt_scan_args *) noexcept nogil
+        void (*gated_norm)(const float *, const float *, int, const float *, float, int, float *) noexcept nogil
         void (*scale_cap)(float *, int, float, float) noexcept nogil
         int (*argmax)(const float *, int, float *, int *) noexcept nogil
         double (*exp_sum)(const float *, int, float) noexcept nogil
@@ -280,6 +303,35 @@ cdef class Kernels:
             self.table.attention_join(rows, head_dim, &out[0, 0, 0], &most[0, 0], &sum[0, 0, 0], &top[0], &total[0], &joined[0])
         self.table.attention_end(rows, head_dim, &total[0], &joined[0])
         return np.asarray(joined).reshape(tokens, share, head_dim)
+
+    def conv(self, const float[:, ::1] x, const float[:, ::1] w, const float[::1] bias, state, int activation):
+        """(out [tokens][channels], the state after them) of x [tokens][channels], w [channels][taps], state [taps - 1][channels]."""
+        cdef int tokens = <int> x.shape[0], channels = <int> x.shape[1], taps = <int> w.shape[1]
+        cdef float[:, ::1] after = np.array(state, np.float32), out = aligned((tokens, channels))
+        need(tokens > 0 and channels > 0 and w.shape[0] == channels and 2 <= taps <= RT_TAPS, f"{taps} taps of {channels} channels")
+        need(after.shape[0] == taps - 1 and after.shape[1] == channels, "the state is of another shape")
+        cdef rt_conv_args args = rt_conv_args(&x[0, 0], &w[0, 0], floats(bias, channels, "bias"), &after[0, 0], &out[0, 0], channels,
+                                              channels, channels, tokens, channels, taps, activation)
+        self.table.conv(&args)
+        return np.asarray(out), np.asarray(after)
+
+    def scan(self, const float[:, ::1] xbc, const float[::1] dt, const float[::1] decay, float d, state):
+        """(out [tokens][head_dim], the state after them) of xbc [tokens][head_dim + 2 numbers], state [numbers][head_dim]."""
+        cdef float[:, ::1] after = np.array(state, np.float32)
+        cdef int tokens = <int> xbc.shape[0], numbers = <int> after.shape[0], head_dim = <int> after.shape[1]
+        need(tokens > 0 and numbers > 0 and head_dim > 0 and xbc.shape[1] == head_dim + 2 * numbers, "xbc is of another shape")
+        cdef float[:, ::1] out = aligned((tokens, head_dim))
+        cdef rt_scan_args args = rt_scan_args(&xbc[0, 0], &xbc[0, head_dim], &xbc[0, head_dim + numbers], floats(dt, tokens, "dt"),
+                                              floats(decay, tokens, "decay"), &after[0, 0], &out[0, 0], xbc.shape[1], 1, head_dim,
+                                              tokens, head_dim, numbers, d)
+        self.table.scan(&args)
+        return np.asarray(out), np.asarray(after)
+
+    def gated_norm(self, const float[::1] x, const float[::1] gate, const float[::1] norm, float eps, bint gate_last):
+        cdef int n = <int> x.shape[0]
+        cdef float[::1] out = aligned(n)
+        self.table.gated_norm(floats(x, n, "x"), floats(gate, n, "gate"), n, floats(norm, n, "norm"), eps, gate_last, &out[0])
+        return np.asarray(out)
 
     def scale_cap(self, const float[::1] x, float scale, float softcap):
         cdef float[::1] out = np.array(x)
