@@ -83,6 +83,7 @@ rt_code rt_engine_run(rt_engine *e, const rt_batch *batch, int32_t first, int32_
 float *rt_engine_slot(rt_engine *e, int32_t slot);                /* [max_tokens or max_rows][width] */
 const rt_sampled *rt_engine_sampled(rt_engine *e);                /* [max_rows] */
 uint8_t *rt_engine_page(rt_engine *e, int32_t group, int32_t page, size_t *bytes); /* one page's K and V of all layers */
+int32_t *rt_engine_seen(rt_engine *e, int32_t group, int32_t slot, int32_t *layers); /* tokens that a state has taken in, a layer */
 /* The op clock: off until asked for, and then two readings of the clock an op. Switching it on sets every sum to 0. */
 void rt_engine_clock(rt_engine *e, int32_t on);
 const int64_t *rt_engine_times(rt_engine *e); /* [n_ops + 1] nanoseconds each op took, summed over runs; last: checking batches */

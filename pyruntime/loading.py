@@ -126,6 +126,9 @@ def _with_cache(config: ModelConfig, kv_format: str | None) -> ModelConfig:
         return config
     parts = str(kv_format).split(":")
     k, v = parts[0], parts[-1]
+    if not config.kv_heads:
+        raise FieldInvalid(f"kv_format is {kv_format!r}; this model keeps no K and V but states in f32: leave it out",
+                           field="kv_format")
     if len(parts) > 2 or k not in KV_BITS or v not in KV_BITS:
         raise FieldInvalid(f"kv_format is {kv_format!r}; it must be {', '.join(KV_BITS)}, or two of them as K:V", field="kv_format")
     if "q8_0" in (k, v) and config.head_dim % 32:

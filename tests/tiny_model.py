@@ -9,7 +9,7 @@ from reference_models import random_values
 
 from pyruntime import quant
 from pyruntime.config import ModelConfig
-from pyruntime.models import llama
+from pyruntime.models import llama, mamba2
 from pyruntime.tokenizer import Tokenizer
 from pyruntime.weights.gguf_writer import Tensor, write_gguf
 
@@ -52,6 +52,28 @@ def tiny_tokenizer() -> Tokenizer:
 def tiny_config(**fields: object) -> ModelConfig:
     """llama.tiny with as many tokens as the tokenizer has."""
     return replace(llama.tiny(), vocab=tiny_tokenizer().vocab_size, **fields)
+
+
+def write_tiny_mamba(path: Path, *, seed: int = 0, **fields: object) -> Path:
+    """The same with Mamba-2: no attention, no pages. Matrices Q8_0, vectors F32 as converters shape them."""
+    config = replace(mamba2.tiny(width=64, heads=8, tied=False, **fields), vocab=tiny_tokenizer().vocab_size)
+    plan, space = mamba2.plan(config), config.state_space
+    assert space is not None
+    metadata: dict[str, object] = {
+        "general.architecture": "mamba2", "general.name": "tiny mamba", "mamba2.block_count": config.layers,
+        "mamba2.context_length": config.context, "mamba2.embedding_length": config.width, "mamba2.ssm.conv_kernel": space.taps,
+        "mamba2.ssm.inner_size": space.heads * space.head_dim, "mamba2.ssm.state_size": space.numbers,
+        "mamba2.ssm.time_step_rank": space.heads, "mamba2.ssm.group_count": space.groups,
+        "mamba2.attention.layer_norm_rms_epsilon": config.eps, **tokenizer_metadata(),
+    }
+    shapes = {w.name: w.shape or ((w.rows, 1) if w.name.endswith(("ssm_a", "ssm_d")) else (w.rows,))
+              for w in plan.weights if not w.k}
+    tensors = []
+    for name, values in random_values(plan, seed).items():
+        format = "F32" if name in shapes else "Q8_0"
+        tensors.append(Tensor(name, format, shapes.get(name, values.shape), quant.FORMATS[format].quantize(values)))
+    write_gguf(path, metadata, tensors)
+    return path
 
 
 def write_tiny(path: Path, *, seed: int = 0, formats: tuple[str, ...] = ("Q8_0", "Q4_0", "Q4_1", "F16"),

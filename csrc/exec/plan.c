@@ -639,6 +639,12 @@ uint8_t *rt_engine_page(rt_engine *e, int32_t group, int32_t page, size_t *bytes
   return e->groups[group].memory.base + (size_t)page * e->groups[group].page_bytes;
 }
 
+int32_t *rt_engine_seen(rt_engine *e, int32_t group, int32_t slot, int32_t *layers) {
+  if (group < 0 || group >= e->n_groups || e->groups[group].kind != RT_STATE || slot < 0 || slot >= e->groups[group].pages) return NULL;
+  *layers = e->groups[group].layers;
+  return e->groups[group].seen + (size_t)slot * (size_t)e->groups[group].layers;
+}
+
 void rt_engine_clock(rt_engine *e, int32_t on) {
   e->clock.on = on;
   if (on) memset(e->clock.ns, 0, ((size_t)e->n_ops + 1) * sizeof *e->clock.ns);

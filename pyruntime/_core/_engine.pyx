@@ -290,6 +290,14 @@ cdef class Engine:
                           generated, &st)
         check(&st)
 
+    def seen(self, int32_t group, int32_t slot):
+        cdef _Handle handle = self.opened()
+        cdef int32_t layers = 0
+        cdef int32_t *at = rt_engine_seen(handle.engine, group, slot, &layers)
+        if at == NULL:
+            raise FieldInvalid(f"state {slot} of group {group} does not exist")
+        return view_of(handle, at, layers * sizeof(int32_t)).view(np.int32)
+
     def state_truncate(self, int32_t group, int32_t slot, int32_t length, const int32_t[::1] snapshots):
         cdef rt_status st
         cdef int32_t left = 0

@@ -78,6 +78,7 @@ cdef extern from "rt.h" nogil:
     float *rt_engine_slot(rt_engine *e, int32_t slot)
     const rt_sampled *rt_engine_sampled(rt_engine *e)
     uint8_t *rt_engine_page(rt_engine *e, int32_t group, int32_t page, size_t *bytes)
+    int32_t *rt_engine_seen(rt_engine *e, int32_t group, int32_t slot, int32_t *layers)
     void rt_engine_clock(rt_engine *e, int32_t on)
     const int64_t *rt_engine_times(rt_engine *e)
     rt_code rt_engine_copy_page(rt_engine *e, int32_t group, int32_t source, int32_t target, rt_status *st)

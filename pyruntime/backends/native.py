@@ -76,8 +76,13 @@ class NativeBackend:
         return self._views[index][: self._counts[self.plan.slots[index].per_row]]
 
     def page(self, group: int, page: int) -> np.ndarray:
-        """One page's bytes, [layer][kv_head][K [head_dim][PAGE_TOKENS] | V [PAGE_TOKENS][head_dim]]; a view."""
+        """One page's bytes, [layer][kv_head][K [head_dim][PAGE_TOKENS] | V [PAGE_TOKENS][head_dim]], or a state's, f32
+        [layer][width]; a view."""
         return self._open().page(group, page)
+
+    def seen(self, group: int, slot: int) -> np.ndarray:
+        """i32 [layers]: how many tokens a state has taken in; a view. With the page's bytes it is all of a state."""
+        return self._open().seen(group, slot)
 
     def clock(self, on: bool) -> None:
         """Measure ops from here on, or stop. Switching on sets every sum to 0; off costs nothing."""

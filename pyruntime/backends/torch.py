@@ -207,6 +207,7 @@ class TorchBackend:
                 read &= (table != -1) | ((block + 1) * PAGE_TOKENS - 1 > least[:, None] - group.window)
             live = table[read]
             need(live.size == 0 or (live.min() >= 0 and live.max() < pages), "tables", "names a page that does not exist")
+            need(group.kind != "state" or len(set(live.tolist())) == seqs, "tables", "gives one state to two sequences")
         s = b.sampling
         for name, low, high in (("temperature", 0, 1e6), ("top_p", 1e-45, 1), ("min_p", 0, 1), ("typical_p", 1e-45, 1),
                                 ("repetition", 1e-45, 1e6), ("presence", -1e6, 1e6), ("frequency", -1e6, 1e6),

@@ -20,7 +20,7 @@ from ..plan import PAGE_TOKENS
 from ..types import Batch, SamplingParams
 from ..version import VERSION
 from .limits import Limits
-from .profile import profile
+from .profile import profile, rewind
 from .work import Work, matrices
 
 PARTS = ("decode", "prefill", "batch", "depth", "load", "profile")
@@ -294,12 +294,12 @@ class Deep:
         groups = self.backend.plan.groups
         self.spans = [Span.of(g, self.chunk) for g in groups]
         self.pages = min([pages_for(depth + BEYOND),
-                          *(n for g, n in zip(groups, self.backend.pages, strict=True) if not g.window)])
+                          *(n for g, n in zip(groups, self.backend.pages, strict=True) if not g.window and g.kind != "state")])
         ids = [int(i) for i in np.random.default_rng(1).integers(0, llm.model.plan.vocab, self.pages * PAGE_TOKENS)]
         self.ids = ids
         self.backend.run(self._batch(0, PAGE_TOKENS))   # K and V to copy
         for group, pages in enumerate(self.backend.pages):
-            for page in range(1, min(self.pages, pages)):
+            for page in range(1, min(self.pages, pages) if groups[group].kind != "state" else 0):
                 self.backend.copy_page(group, 0, page)
         self._store_positions(len(ids))
 
@@ -311,7 +311,9 @@ class Deep:
     def _batch(self, first: int, count: int, generated: bool = False) -> Batch:
         roles = np.full(count, generated, np.uint8)
         tables = [[self._table(span, pages, first, count)] for span, pages in zip(self.spans, self.backend.pages, strict=True)]
-        return Batch.build([(self.ids[first : first + count], first, first)], tables=tables, roles=roles)
+        batch = Batch.build([(self.ids[first : first + count], first, first)], tables=tables, roles=roles)
+        rewind(self.backend, batch)
+        return batch
 
     def _table(self, span: Span, pages: int, first: int, count: int) -> list[int]:
         """Block i in page i, or where a window passes over few pages, in their i-th, over and over."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ..plan import NAMES, Attention, Logits, Op
+import numpy as np
+
+from ..plan import NAMES, Attention, Conv, Logits, Op, Scan
 from ..types import Batch
 from ..weights import Weights
 from .work import Kind, matrices, op_bytes, op_operations
@@ -18,16 +20,27 @@ def label(op: Op) -> str:
     return " ".join((NAMES[type(op)], *names))
 
 
+def rewind(backend: Any, step: Batch) -> None:
+    """States count as having seen what lies before the step, so that it can run, and run again: what they hold does not matter
+    to how long that takes."""
+    for group, g in enumerate(backend.plan.groups):
+        for slot, before in zip(step.tables[group][:, 0], step.kv_lens - np.diff(step.starts), strict=True):
+            if g.kind == "state":
+                backend.seen(group, int(slot))[:] = before
+
+
 def profile(backend: Any, weights: Weights, step: Batch, read: float, rates: dict[Kind, float], seconds: float) -> dict[str, Any]:
     """Run one step again and again for about `seconds` and share its time out among its ops, those of all layers together.
 
     Each entry: seconds a step, share of the measured step, bytes and operations, and how far below the limit of reading
     (`read` bytes a second) or multiplying (`rates` operations a second) it stays. `sum` of shares is 1 but for the call itself.
     """
+    rewind(backend, step)
     backend.run(step)
     backend.clock(True)
     spent, steps, began = 0.0, 0, time.perf_counter()
     while steps < LEAST or (steps < MOST and time.perf_counter() - began < seconds):
+        rewind(backend, step)
         start = time.perf_counter()
         backend.run(step)
         spent += time.perf_counter() - start
@@ -48,10 +61,12 @@ def _entry(name: str) -> dict[str, Any]:
 def _gather(plan: Any, weights: Weights, step: Batch, seconds: Any, read: float, rates: dict[Kind, float]) -> list[dict[str, Any]]:
     tokens, rows, stored = len(step.tokens), len(step.rows), int(step.kv_lens[0])
     head_dim = {group.name: group.head_dim for group in plan.groups}
+    width = {slot.name: slot.width for slot in plan.slots}
     found: dict[str, dict[str, Any]] = {}
     for op, spent in zip(plan.ops, seconds, strict=False):   # the last of `seconds` is no op's
         entry = found.setdefault(label(op), _entry(label(op)))
-        size, dim = op_bytes(op, plan, weights, stored), head_dim[op.group] if isinstance(op, Attention) else 0
+        size = op_bytes(op, plan, weights, stored)
+        dim = head_dim[op.group] if isinstance(op, Attention) else width[op.out] // op.heads if isinstance(op, Scan) else 0
         work = op_operations(op, weights, tokens, rows, stored, dim)
         times = rows if isinstance(op, Logits) else tokens
         multiplying = sum(2 * times * weights[n].rows * weights[n].k / rates[weights[n].format, weights[n].k] for n in matrices(op))
@@ -59,7 +74,7 @@ def _gather(plan: Any, weights: Weights, step: Batch, seconds: Any, read: float,
         entry["seconds"] += float(spent)
         entry["bytes"] += size
         entry["operations"] += work
-        if not isinstance(op, Attention) or tokens == 1:   # what many tokens' attention is bound by is not measured
+        if not isinstance(op, (Attention, Conv, Scan)) or tokens == 1:   # what many tokens' attention is bound by is not measured
             entry["bound"] += max(size / read, multiplying)
     found["check"] = _entry("check the batch") | {"count": 1, "seconds": float(seconds[-1])}
     for entry in found.values():

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..loading import kv_bytes_per_token
-from ..plan import Attention, Gated, Linear, LinearAdd, Logits, NormLinear, Op, Plan
+from ..loading import kv_bytes_per_token, page_bytes, state_bytes
+from ..plan import Attention, Conv, Gated, Linear, LinearAdd, Logits, NormLinear, Op, Plan, Scan
 from ..weights import Weights
 
 Kind = tuple[int, int]  # (format, k) of a matrix
@@ -26,6 +26,7 @@ class Work:
     body_bytes: int                  # matrices that every token multiplies by
     head_bytes: int                  # those of LOGITS, for flagged rows
     kv_bytes: int                    # per stored token, all layers
+    state_bytes: int                 # per sequence, all layers
     body: dict[Kind, int]            # operations a token: 2 for each weight
     head: dict[Kind, int]            # operations a flagged row
 
@@ -39,7 +40,7 @@ class Work:
                 size[head] += weight.nbytes
                 kind = weight.format, weight.k
                 operations[head][kind] = operations[head].get(kind, 0) + 2 * weight.rows * weight.k
-        return cls(size[False], size[True], kv_bytes_per_token(plan), operations[False], operations[True])
+        return cls(size[False], size[True], kv_bytes_per_token(plan), state_bytes(plan), operations[False], operations[True])
 
     @property
     def weight_bytes(self) -> int:
@@ -48,13 +49,13 @@ class Work:
 
     def step_bytes(self, stored: float, sequences: int = 1) -> int:
         """A step of one token for each of `sequences` that hold `stored` tokens each."""
-        return self.weight_bytes + int(sequences * stored * self.kv_bytes)
+        return self.weight_bytes + int(sequences * stored * self.kv_bytes) + sequences * self.state_bytes
 
     def prompt_bytes(self, tokens: int, chunk: int) -> int:
-        """A prompt: the weights once a chunk, the head once, and K and V once a chunk as far as they are stored."""
+        """A prompt: the weights and the states once a chunk, the head once, and K and V once a chunk as far as they are stored."""
         steps = -(-tokens // chunk)
         stored = sum(min(tokens, (i + 1) * chunk) for i in range(steps))
-        return steps * self.body_bytes + self.head_bytes + stored * self.kv_bytes
+        return steps * (self.body_bytes + self.state_bytes) + self.head_bytes + stored * self.kv_bytes
 
     def operations(self, tokens: int, rows: int) -> dict[Kind, int]:
         """By kind of matrix: `tokens` through the body, `rows` through the head."""
@@ -65,17 +66,26 @@ class Work:
 
 
 def op_bytes(op: Op, plan: Plan, weights: Weights, stored: int) -> int:
-    """Bytes an op must read when its sequence holds `stored` tokens: its matrices; ATTENTION its layer's K and V."""
+    """Bytes an op must read when its sequence holds `stored` tokens: its matrices; ATTENTION its layer's K and V; CONV and SCAN
+    their layer's state."""
     if isinstance(op, Attention):
-        layers = sum(group.layers for group in plan.groups)
+        layers = sum(group.layers for group in plan.groups if group.kind != "state")
         return stored * kv_bytes_per_token(plan) // layers
+    if isinstance(op, (Conv, Scan)):
+        group = plan.groups[plan.group(op.group)]
+        return page_bytes(group) // group.layers
     return sum(weights[name].nbytes for name in matrices(op))
 
 
 def op_operations(op: Op, weights: Weights, tokens: int, rows: int, stored: int, head_dim: int) -> int:
-    """Multiplications and additions of an op: two a weight; ATTENTION four a head's element and pair of tokens that meet."""
+    """Multiplications and additions of an op: two a weight; ATTENTION four a head's element and pair of tokens that meet; SCAN
+    five a number of its state, and three an element."""
     if isinstance(op, Attention):
         met = sum(stored - tokens + 1 + t for t in range(tokens))
         return 4 * op.heads * head_dim * met
+    if isinstance(op, Scan):
+        return tokens * op.heads * head_dim * (5 * op.numbers + 3)
+    if isinstance(op, Conv):
+        return 2 * tokens * weights[op.weight].rows
     times = rows if isinstance(op, Logits) else tokens
     return sum(2 * times * weights[name].rows * weights[name].k for name in matrices(op))

@@ -105,6 +105,14 @@ def short(value: Any) -> Any:
     return f"[{len(value)} values]"
 
 
+def mixer(config: dict[str, Any]) -> str:
+    """What a layer has heads of."""
+    if (s := config["state_space"]) and not config["heads"]:
+        return f"state space of {s['heads']} heads of {s['head_dim']} × {s['numbers']} in {s['groups']} groups, {s['taps']} taps"
+    return (f"{config['heads']} heads over {config['kv_heads']} key-value heads of {config['head_dim']}, "
+            f"hidden {config['hidden']}")
+
+
 def show(facts: dict[str, Any]) -> None:
     """The same for people."""
     config, memory, tokens = facts["config"], facts["memory"], facts["tokenizer"]
@@ -112,8 +120,7 @@ def show(facts: dict[str, Any]) -> None:
         ("model", f"{facts['name'] or facts['model']}  ({facts['architecture']}, GGUF v{facts['gguf_version']})"),
         ("file", f"{facts['path']}  {human_bytes(facts['file_bytes'])}"),
         ("parameters", f"{facts['parameters']:,}"),
-        ("shape", f"{config['layers']} layers, width {config['width']}, {config['heads']} heads over {config['kv_heads']} "
-                  f"key-value heads of {config['head_dim']}, hidden {config['hidden']}"),
+        ("shape", f"{config['layers']} layers, width {config['width']}, {mixer(config)}"),
         ("context", f"{config['context']:,} tokens"),
         ("vocabulary", f"{tokens['vocabulary']:,} tokens, {tokens['special_tokens']} special, ends at "
                        f"{', '.join(map(str, tokens['end_ids']))}; chat template: {'yes' if tokens['chat_template'] else 'no'}"),

@@ -122,13 +122,16 @@ class Models:
             chat_template_sha256=hashlib.sha256(template.encode()).hexdigest() if template else "", load_time=served.loaded,
             capabilities=model_pb2.Capabilities(generate=True, chat=bool(template), prompt_logprobs=True),
             quantization=model_pb2.Quantization(
-                scheme=facts.scheme, kv_cache_type=_cache_type(groups[0]) if groups else "",
+                scheme=facts.scheme, kv_cache_type=_cache_type(groups),
                 bits_per_weight=8 * facts.weight_bytes / facts.parameters if facts.parameters else 0)))
         return out
 
 
-def _cache_type(group: CacheGroup) -> str:
-    """One format, or K's:V's."""
+def _cache_type(groups: tuple[CacheGroup, ...]) -> str:
+    """One format, or K's:V's, of the first group that has them; "" where there are only states."""
+    group = next((g for g in groups if g.kind != "state"), None)
+    if group is None:
+        return ""
     return group.k_format if group.k_format == group.v_format else f"{group.k_format}:{group.v_format}"
 
 

@@ -1,0 +1,377 @@
+"""States: what a recurrent layer keeps of a sequence. They live, fork, go back and are given away as pages are, and the answers are
+those of the sequence alone."""
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hybrid_plans import mamba_and_gemma, mamba_and_llama
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from reference_models import native_backend, random_values, stored
+from server_fixture import serving
+from test_llm import load
+from test_windows import WINDOW
+from tiny_model import write_tiny_mamba
+
+from pyruntime import LLM, SamplingParams
+from pyruntime.backends.torch import TorchBackend
+from pyruntime.client import Client
+from pyruntime.engine.scheduler import Scheduler, Sequence
+from pyruntime.errors import FieldInvalid
+from pyruntime.loading import _plan_memory, open_model, page_bytes, state_bytes
+from pyruntime.models import mamba2
+from pyruntime.plan import PAGE_TOKENS, Plan
+from pyruntime.types import Batch, greedy_rows
+
+PLANS = {
+    "mamba": mamba2.plan(mamba2.tiny(context=160)),
+    "mamba and llama": mamba_and_llama(k_format="f32", v_format="f32"),
+    "mamba and gemma": mamba_and_gemma(WINDOW),
+}
+SLOTS, CONTEXT = 5, 160
+SIZES = {"max_tokens": 64, "max_rows": 64, "histories": 4}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny products gain nothing from torch's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def weights(name: str):
+    plan = PLANS[name]
+    return stored(plan, random_values(plan, 7), {w.name: "Q8_0" for w in plan.weights if w.k and w.k % 32 == 0})
+
+
+def pages(plan: Plan, paged: int = 64, states: int = SLOTS) -> tuple[int, ...]:
+    return tuple(states if g.kind == "state" else paged for g in plan.groups)
+
+
+def native(name: str, **more):
+    return native_backend(PLANS[name], weights(name), **{"threads": 2, "pages": pages(PLANS[name]), **SIZES, **more})
+
+
+def step(plan: Plan, ids: list[int], at: int, slot: int, table: list[int]) -> Batch:
+    """One sequence's tokens, in the slot and in pages."""
+    tables = [[[slot]] if g.kind == "state" else [table] for g in plan.groups]
+    return Batch.build([(ids, at, at)], tables=tables, rows=np.arange(len(ids)))
+
+
+# ---- answers ----
+
+def answer(name: str, prompt: list[int], count: int) -> tuple[list[int], np.ndarray]:
+    """Greedy, alone, the prompt in one piece, and the logits each token was taken from."""
+    backend, ids, at, rows = native(name, max_tokens=CONTEXT, max_rows=CONTEXT), list(prompt), 0, []
+    while len(ids) < len(prompt) + count:
+        backend.run(step(backend.plan, ids[at:], at, 2, list(range(10))))
+        rows.append(backend.slot("logits")[-1].copy())
+        at = len(ids)
+        ids.append(int(backend.sampled()["token"][-1]))
+    return ids[len(prompt) :], np.stack(rows)
+
+
+@pytest.mark.parametrize("name", PLANS)
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_answers_do_not_depend_on_batch_chunks_slots_or_preemption(name: str, data: st.DataObject) -> None:
+    """Tokens and logits, to the last bit; prompts in chunks beside single tokens, few pages, cancelled neighbours."""
+    plan, rng = PLANS[name], np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    jobs = data.draw(st.lists(st.tuples(st.integers(1, 70), st.integers(1, 20), st.booleans()), min_size=1, max_size=5))
+    chunk, running = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 4))
+    paged = data.draw(st.integers(7, 16))
+    backend = native(name, pages=pages(plan, paged, running))
+    scheduler = Scheduler(backend.pages, groups=plan.groups, context=CONTEXT, max_running=running, max_tokens=64, max_rows=64,
+                          chunk=chunk)
+    wanted = {Sequence(rng.integers(0, plan.vocab, n).tolist(), greedy_rows(1)): (count, stays) for n, count, stays in jobs}
+    seen: dict[Sequence, list[np.ndarray]] = {s: [] for s in wanted}
+    for s in wanted:
+        scheduler.add(s)
+    while (one := scheduler.schedule()) is not None:
+        scheduler.check()
+        backend.run(one.batch)
+        scheduler.commit(one, backend.sampled()["token"])
+        for flagged in one.flagged:
+            s = flagged.sequence
+            seen[s].append(backend.slot("logits")[flagged.row].copy())
+            if s.generated == wanted[s][0] or (s.generated == 3 and not wanted[s][1]):
+                scheduler.finish(s)
+    assert scheduler.pages_used == 0
+    if all(g.kind == "state" for g in plan.groups):
+        assert scheduler.preemptions == 0, "a seat has its states"
+    for s in wanted:
+        want, logits = answer(name, s.tokens[: s.prompt], s.generated)
+        assert s.tokens[s.prompt :] == want and np.array_equal(np.stack(seen[s]), logits)
+
+
+@pytest.mark.parametrize("name", ["mamba and llama", "mamba and gemma"])     # states alone are never short
+def test_preempted_sequences_begin_again(name: str) -> None:
+    """A state is recomputed from its first token, whatever its new slot held."""
+    plan = PLANS[name]
+    backend = native(name, pages=pages(plan, 8))
+    scheduler = Scheduler(backend.pages, groups=plan.groups, context=CONTEXT, max_running=3, max_tokens=64, max_rows=8, chunk=32)
+    sequences = [Sequence([i + 1] * 20, greedy_rows(1)) for i in range(3)]
+    for s in sequences:
+        scheduler.add(s)
+    while (one := scheduler.schedule()) is not None:
+        backend.run(one.batch)
+        scheduler.commit(one, backend.sampled()["token"])
+        for s, _ in one.parts:
+            if s.generated == 50:
+                scheduler.finish(s)
+    assert scheduler.preemptions
+    assert all(s.tokens[20:] == answer(name, s.tokens[:20], 50)[0] for s in sequences)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_threads_and_sets_and_profiles(name: str) -> None:
+    """The same bits on any threads and every instruction set of one path; in every profile chunks do not matter."""
+    from pyruntime._core import _engine
+
+    plan, ids = PLANS[name], np.random.default_rng(3).integers(0, 211, 50).tolist()
+
+    def run(chunks: list[int], **options) -> np.ndarray:
+        backend, at, rows = native(name, **options), 0, []
+        for n in chunks:
+            backend.run(step(plan, ids[at : at + n], at, 1, [3, 1, 7, 5]))
+            rows.append(backend.slot("logits").copy())
+            at += n
+        return np.concatenate(rows)
+
+    want = run([50], precision="precise")
+    for isa in (isa for isa, missing in _engine.isas() if not missing):
+        assert np.array_equal(want, run([50], precision="precise", isa=isa, threads=1))
+    for precision in ("precise", "balanced", "throughput"):
+        whole = run([50], precision=precision)
+        assert np.array_equal(whole, run([9, 1, 1, 20, 19], precision=precision))
+        assert np.array_equal(whole, run([1] * 50, precision=precision, threads=1))
+
+
+# ---- memory ----
+
+def test_memory_per_sequence_is_constant() -> None:
+    """One slot of each group from the first token to the last; the plan counts seats, not tokens."""
+    plan = PLANS["mamba"]
+    backend = native("mamba", pages=2)
+    scheduler = Scheduler((2, 2), groups=plan.groups, context=1 << 20, max_running=2, max_tokens=64, max_rows=8, chunk=16)
+    assert scheduler.context == 1 << 20
+    s = Sequence([5] * 40, greedy_rows(1))
+    scheduler.add(s)
+    used = set()
+    while s.generated < 600:
+        one = scheduler.schedule()
+        backend.run(one.batch)
+        scheduler.commit(one, backend.sampled()["token"])
+        used.add(scheduler.pages_used)
+    assert used == {2} and scheduler.preemptions == 0
+    for context in (160, 1 << 20):
+        memory = _plan_memory(replace(plan, context=context), weights("mamba"), context, None, 3, 32)
+        assert memory.pages == (3, 3) and memory.kv == 3 * state_bytes(plan) == 3 * sum(4 * g.layers * g.width for g in plan.groups)
+    mixed = PLANS["mamba and llama"]
+    memory = _plan_memory(mixed, weights("mamba and llama"), CONTEXT, 160, 3, 32)
+    assert memory.pages == (3, 3, 160 // PAGE_TOKENS) and memory.kv == 3 * state_bytes(mixed) + 10 * page_bytes(mixed.groups[2])
+
+
+# ---- going on, forking, going back ----
+
+def backends(name: str):
+    plan = PLANS[name]
+    return [native(name), TorchBackend(plan, weights(name), pages=pages(plan), act_quant="none", **SIZES)]
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["native", "torch"])
+@pytest.mark.parametrize("name", PLANS)
+def test_a_state_goes_on_only_from_where_it_is(name: str, kind: int) -> None:
+    backend, plan, table = backends(name)[kind], PLANS[name], [0, 1, 2, 3]
+    backend.run(step(plan, [1] * 20, 0, 0, table))
+    for at in (19, 21, 1):
+        with pytest.raises(FieldInvalid, match="seen"):
+            backend.run(step(plan, [1], at, 0, table))
+    with pytest.raises(FieldInvalid, match="seen"):
+        backend.run(step(plan, [1], 20, 1, table))       # a slot that saw nothing
+    backend.run(step(plan, [1], 20, 0, table))
+    with pytest.raises(FieldInvalid, match="seen"):
+        backend.run(step(plan, [1], 20, 0, table))       # the same step again
+    backend.run(step(plan, [1] * 5, 0, 0, table))        # from nothing: always
+    first, last = 3, len(plan.ops)
+    batch = step(plan, [1] * 2, 5, 0, table)
+    backend.run(batch, 0, first)
+    backend.run(batch, first, last)
+    with pytest.raises(FieldInvalid, match="seen"):
+        backend.run(batch, first, last)
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["native", "torch"])
+def test_bad_slots_are_refused(kind: int) -> None:
+    backend = backends("mamba")[kind]
+    two = [([1], 0, 0), ([2], 0, 0)]
+    for tables in ([[[0], [0]]] * 2, [[[0], [SLOTS]]] * 2, [[[-1], [1]]] * 2, [[[], []]] * 2):
+        with pytest.raises(FieldInvalid):
+            backend.run(Batch.build(two, tables=tables))
+    with pytest.raises(FieldInvalid, match="trees"):
+        backend.run(Batch.build(two, tables=[[[0], [1]]] * 2, trees=np.array([1, 1], np.uint64)))
+    for group, slot, length, snapshots in ((2, 0, 0, ()), (-1, 0, 0, ()), (0, SLOTS, 0, ()), (0, 0, -1, ()), (0, 0, 1, (SLOTS,))):
+        with pytest.raises(FieldInvalid):
+            backend.state_truncate(group, slot, length, snapshots)
+    backend.run(Batch.build(two, tables=[[[0], [1]]] * 2))
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["native", "torch"])
+def test_a_fork_goes_its_own_way(kind: int) -> None:
+    """Both go on from the same state, each with tokens of its own, as two sequences that were read apart."""
+    backend, plan, ids = backends("mamba")[kind], PLANS["mamba"], list(range(30))
+
+    def rows(tokens: list[int], at: int, slot: int) -> np.ndarray:
+        backend.run(step(plan, tokens, at, slot, []))
+        return backend.slot("logits").copy()
+
+    rows(ids, 0, 0)
+    for group in range(2):
+        backend.copy_page(group, 0, 3)
+    forked, own = rows([7, 8], 30, 3), rows([9, 10, 11], 30, 0)
+    for got, tail in ((forked, [7, 8]), (own, [9, 10, 11])):
+        want = rows([*ids, *tail], 0, 1)[30:]
+        assert np.array_equal(got, want) if kind == 0 else np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+class Rollback(RuleBasedStateMachine):
+    """Read, keep snapshots, go back: after anything a state is bit for bit what its tokens make it."""
+
+    SNAPSHOTS = (1, 2, 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plan = PLANS["mamba"]
+        self.backend, self.fresh = native("mamba"), native("mamba")
+        self.tokens: list[int] = []
+        self.kept: dict[int, list[int]] = {}
+
+    @rule(tokens=st.lists(st.integers(0, 210), min_size=1, max_size=12))
+    def read(self, tokens: list[int]) -> None:
+        if len(self.tokens) + len(tokens) <= 60:
+            self.backend.run(step(self.plan, tokens, len(self.tokens), 0, []))
+            self.tokens += tokens
+
+    @precondition(lambda self: self.tokens)
+    @rule(slot=st.sampled_from(SNAPSHOTS))
+    def keep(self, slot: int) -> None:
+        for group in range(2):
+            self.backend.copy_page(group, 0, slot)
+        self.kept[slot] = list(self.tokens)
+
+    @rule(length=st.integers(0, 60))
+    def go_back(self, length: int) -> None:
+        """Rejected drafts, or an answer taken up again from earlier on: snapshots of other tokens are forgotten first."""
+        usable = [slot for slot, tokens in self.kept.items() if tokens == self.tokens[: len(tokens)]]
+        left = {self.backend.state_truncate(group, 0, length, usable) for group in range(2)}
+        now = len(self.tokens)
+        want = now if now <= length else max([len(self.kept[s]) for s in usable if len(self.kept[s]) <= length], default=0)
+        assert left == {want}
+        self.tokens = self.tokens[:want]
+
+    @rule(slot=st.sampled_from(SNAPSHOTS))
+    def check(self, slot: int) -> None:
+        for where, tokens in ((0, self.tokens), (slot, self.kept.get(slot, []))):
+            if tokens:
+                self.fresh.run(step(self.plan, tokens, 0, 4, []))
+                for group in range(2):
+                    assert np.array_equal(self.backend.page(group, where), self.fresh.page(group, 4))
+                    assert (self.backend.seen(group, where) == len(tokens)).all()
+
+    def teardown(self) -> None:
+        self.check(1)
+
+
+TestRollback = Rollback.TestCase
+TestRollback.settings = settings(max_examples=25, stateful_step_count=14, deadline=None)
+
+
+def test_both_backends_go_back_alike() -> None:
+    plan, rng = PLANS["mamba"], np.random.default_rng(0)
+    both = backends("mamba")
+    for _ in range(40):
+        at, slots = int(rng.integers(1, 20)), rng.permutation(4)[:3]
+        tokens, length = rng.integers(0, 211, at).tolist(), int(rng.integers(0, 25))
+        for backend in both:
+            backend.run(step(plan, tokens, 0, int(slots[0]), []))
+        assert len({backend.state_truncate(0, int(slots[1]), length, slots[1:].tolist()) for backend in both}) == 1
+
+
+def test_rejected_tokens_roll_back() -> None:
+    """As speculation does it: a snapshot before the guesses, all of them wrong; the answer is that without guesses."""
+    backend, plan, prompt = native("mamba"), PLANS["mamba"], list(range(11))
+    want, _ = answer("mamba", prompt, 8)
+    ids, at = list(prompt), 0
+    while len(ids) < len(prompt) + 8:
+        backend.run(step(plan, ids[at:], at, 0, []))
+        best = int(backend.slot("logits")[-1].argmax())
+        for group in range(2):
+            backend.copy_page(group, 0, 1)
+        backend.run(step(plan, [(best + k) % 211 for k in range(1, 5)], len(ids), 0, []))
+        at = len(ids)
+        assert {backend.state_truncate(group, 0, at, (1,)) for group in range(2)} == {at}
+        ids.append(best)
+    assert ids[len(prompt) :] == want
+
+
+# ---- the whole stack on a model of states alone ----
+
+@pytest.fixture(scope="module")
+def tiny_mamba(tmp_path_factory) -> Path:
+    return write_tiny_mamba(tmp_path_factory.mktemp("mamba") / "mamba.gguf")
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_an_engine_of_states(tiny_mamba: Path, backend: str) -> None:
+    greedy = SamplingParams(max_tokens=12, temperature=0.0, ignore_end=True)
+    with load(tiny_mamba, backend, chunk=8) as llm:
+        prompts = [[5, 6, 7] * n for n in (1, 9, 4, 30, 2)]
+        together = llm.generate(prompts, greedy)
+        assert [d.token_ids for d in together] == [llm.generate(p, greedy).token_ids for p in prompts]
+        assert llm.stats().pages_used == 0 and llm.stats().pages_total == 8 and llm.stats().preemptions == 0
+
+
+def test_a_server_of_states(tiny_mamba: Path) -> None:
+    """It says what it is, and streams what the library gives."""
+    with LLM(tiny_mamba, max_running=2, progress=False) as llm, serving({"tiny": llm}) as server, Client(server.address) as client:
+        (model,) = client.models()
+        assert model.architecture == "mamba2" and model.quantization.kv_cache_type == ""
+        assert client.info().kv_cache_bytes == llm.model.memory.kv
+        want = llm.generate("hello", SamplingParams(max_tokens=8, temperature=0.0)).text
+        got = client.stream("hello", max_tokens=8, temperature=0.0)
+        assert "".join(delta.text for delta in got) == want
+
+
+def test_inspect_and_options(tiny_mamba: Path, capsys) -> None:
+    from pyruntime.cli import main
+
+    assert main(["inspect", str(tiny_mamba), "--json"]) == 0
+    got = json.loads(capsys.readouterr().out)
+    model = open_model(tiny_mamba, progress=False)
+    assert got["memory"]["kv_bytes_per_token"] == got["memory"]["kv_bytes_at_full_context"] == 0
+    assert got["memory"]["state_bytes_per_sequence"] == state_bytes(model.plan) == model.memory.kv // model.max_running
+    model.close()
+    assert main(["inspect", str(tiny_mamba)]) == 0
+    shown = capsys.readouterr().out
+    assert "state space of 8 heads of 16" in shown and "a sequence, however long" in shown and "KV cache" not in shown
+    with pytest.raises(FieldInvalid, match="no K and V"):
+        open_model(tiny_mamba, kv_format="q8_0", progress=False)
+
+
+def test_bench_measures_states(tiny_mamba: Path) -> None:
+    from pyruntime.bench import measure
+
+    wanted = measure.Wanted(parts=("decode", "prefill", "batch", "depth", "profile"), generate=4, rounds=1, prompts=(16,),
+                            batches=(2,), depths=(40,))
+    facts = measure.measure(str(tiny_mamba), {"threads": 1}, wanted)
+    assert facts["kv_bytes_per_token"] == 0 and len(facts["decode"]["each"]) >= 1
