@@ -469,7 +469,7 @@ def test_good_metadata():
         (b"\xff", r"not UTF-8 at byte 0"),
         (b"{}", r"model: missing"),
         (b"[" * 100_000, r"not JSON"),
-        (b'{"model": {"type": "Unigram"}}', r"'Unigram' is not supported"),
+        (b'{"model": {"type": "WordLevel"}}', r"'WordLevel' is not supported; BPE, Unigram, WordPiece are"),
         (b'{"model": {"vocab": {"a": 1000000000}, "merges": []}}', r"outside the vocabulary"),
         (b'{"model": {"vocab": {"a": -1}, "merges": []}}', r"outside the vocabulary"),
         (
@@ -480,7 +480,7 @@ def test_good_metadata():
             b'{"model": {"vocab": {"a": 0}, "merges": []}, "pre_tokenizer": {"type": "Whitespace"}}',
             r"known are those of gpt2",
         ),
-        (b'{"model": {"vocab": {"a": 0}, "byte_fallback": true}}', r"byte_fallback"),
+        (b'{"model": {"vocab": {"a": 0}, "merges": [], "end_of_word_suffix": "</w>"}}', r"model.end_of_word_suffix is not"),
         (
             b'{"model": {"vocab": {"a": 0}, "merges": [[1, 2]]}, "pre_tokenizer": {"type": "ByteLevel"}}',
             r"must be a string",

