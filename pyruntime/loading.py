@@ -1,14 +1,12 @@
 """From a name to a model that can answer: file -> config -> plan -> weights -> backend, tokenizer, defaults, memory plan."""
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from .backends.base import Backend
@@ -16,23 +14,19 @@ from .cache.pages import Span, pages_for
 from .config import Metadata, ModelConfig
 from .engine.engine import Engine
 from .errors import FieldInvalid, ModelInvalid
-from .models import family
 from .plan import PAGE_TOKENS, CacheGroup, Plan
 from .store import recommended, resolve
 from .tokenizer import Tokenizer
 from .types import SamplingParams
 from .weights import Weights, load_weights
+from .weights.folder import FolderModel, read_json
 from .weights.gguf import GGUFModel
 
 Progress = Callable[[int, int], None]   # (bytes done, bytes in all)
 BACKENDS = ("native", "torch")
 KV_BITS = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5}    # a number of K or V in the cache
 MAX_RUNNING, CHUNK = 8, 512
-#: a GGUF file's own sampling defaults, and SamplingParams' names for them
-_FILE_DEFAULTS = {
-    "general.sampling.temp": "temperature", "general.sampling.top_k": "top_k", "general.sampling.top_p": "top_p",
-    "general.sampling.min_p": "min_p", "general.sampling.penalty_repeat": "repetition_penalty",
-}
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "typical_p")    # what generation_config.json may set
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +62,7 @@ class Model:
     chunk: int
     memory: MemoryPlan
     metadata: Metadata
+    notes: tuple[str, ...] = ()    # what was done otherwise than asked, a line each
 
     def start(self, *, max_waiting: int = 1024) -> Engine:
         """The engine; closing it closes the backend, so a model starts once."""
@@ -82,13 +77,15 @@ class Model:
 def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads: int | None = None, isa: str | None = None,
                pool: str | None = None, precision: str | None = None, low_memory: bool = False, context: int | None = None,
                kv_tokens: int | None = None, max_running: int = MAX_RUNNING, chunk: int = CHUNK, kv_format: str | None = None,
-               progress: bool | Progress | None = None) -> Model:
-    """Open a model by name or path.
+               quantize: str | None = None, progress: bool | Progress | None = None) -> Model:
+    """Open a model by name or path: a GGUF file or a Hugging Face folder.
 
     context: most tokens of prompt and answer, default and at most the model's. kv_tokens: tokens the cache holds for all
     running sequences, default `context` x `max_running`, but no more than half the memory that weights leave.
     max_running: sequences computed at once. chunk: most prompt tokens in one step, so that answers go on beside a prompt.
     kv_format: how the cache keeps K and V: f32, f16 (the default), bf16 or q8_0, or "K:V" apart.
+    quantize: what a folder's matrices become while they load: q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k; as they stand
+    unless told.
     threads, isa, pool, precision: native only, default as PYRUNTIME_THREADS, PYRUNTIME_ISA, PYRUNTIME_POOL and
     PYRUNTIME_PRECISION say. precision: how much rounding products may take for speed (machine.PRECISIONS).
     progress: True, False, None (a bar where stderr is a terminal), or called with (bytes done, bytes in all).
@@ -99,16 +96,17 @@ def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads
     for name, value in (("context", context), ("kv_tokens", kv_tokens), ("max_running", max_running), ("chunk", chunk)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise FieldInvalid(f"{name} is {value!r}; it must be a whole number above 0", field=name)
+    if quantize is not None and low_memory:
+        raise FieldInvalid("quantize makes new weights and low_memory leaves them in the file; choose one", field="quantize")
     file = resolve(path)
-    with GGUFModel(file) as source:
-        module = family(source.architecture, source.path)
-        config = _with_cache(module.from_gguf(source.metadata, source.shapes, source.vector), kv_format)
-        plan = module.plan(config)
-        _check_all_used(source, plan, module)
-        tokenizer = Tokenizer.from_gguf_metadata(source.metadata.values)
+    with open_file(file) as opened:
+        config = _with_cache(opened.config(), kv_format)
+        plan = opened.module.plan(config)
+        source = opened.source(plan, config, quantize)
+        tokenizer = opened.tokenizer()
         if tokenizer.vocab_size > plan.vocab:
-            raise ModelInvalid(f"{source.path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {plan.vocab} rows")
-        defaults = _defaults(source.metadata, file)
+            raise ModelInvalid(f"{opened.path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {plan.vocab} rows")
+        defaults = _defaults(opened.sampling(), file)
         context = min(context or plan.context, plan.context)
         with _shown(progress, file.name) as report:
             weights = load_weights(plan.weights, source, low_memory=low_memory, threads=threads or 0, progress=report)
@@ -116,8 +114,17 @@ def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads
         made = _backend(backend, plan, weights, dict(
             pages=memory.pages, max_tokens=chunk + max_running, max_rows=max(64, max_running), histories=max_running),
             dict(threads=threads, isa=isa, pool=pool, precision=precision))
-        return Model(_name(path, file), file, config, plan, weights, made, tokenizer, defaults, context,
-                     max_running, chunk, memory, source.metadata)
+        return Model(model_name(path, file), file, config, plan, weights, made, tokenizer, defaults, context,
+                     max_running, chunk, memory, opened.metadata, source.notes)
+
+
+def open_file(path: Path) -> GGUFModel | FolderModel:
+    """A model's file or folder, its header read and nothing else."""
+    if path.is_dir():
+        return FolderModel(path)
+    if path.suffix in (".safetensors", ".json"):
+        raise ModelInvalid(f"{path}: a part of a model; name the folder, {path.parent}")
+    return GGUFModel(path)
 
 
 def _with_cache(config: ModelConfig, kv_format: str | None) -> ModelConfig:
@@ -135,14 +142,6 @@ def _with_cache(config: ModelConfig, kv_format: str | None) -> ModelConfig:
         raise FieldInvalid(f"kv_format is {kv_format!r}; q8_0 needs heads of whole blocks of 32 numbers and this model's have "
                            f"{config.head_dim}: take f16", field="kv_format")
     return replace(config, k_format=k, v_format=v)
-
-
-def _check_all_used(source: GGUFModel, plan: Plan, module: ModuleType) -> None:
-    """A tensor nobody reads would mean a model computed otherwise than it was trained."""
-    used = {weight.name for weight in plan.weights}.union(module.CONFIG_TENSORS)
-    if extra := [name for name in source.tensors if name not in used]:
-        raise ModelInvalid(f"{source.path}: tensor '{extra[0]}'{f' and {len(extra) - 1} more' * (len(extra) > 1)} is no part of "
-                           f"the '{source.architecture}' family as it is read here; answers without it would be wrong")
 
 
 def _backend(name: str, plan: Plan, weights: Weights, sizes: dict[str, Any], machine: dict[str, Any]) -> Backend:
@@ -228,20 +227,14 @@ def _plan_memory(plan: Plan, weights: Weights, context: int, kv_tokens: int | No
                       _pages(plan, context, kv_tokens, max_running, chunk))
 
 
-def _defaults(metadata: Metadata, file: Path) -> dict[str, float]:
-    """The model's own sampling parameters: the file's metadata, else a generation_config.json beside it, else the catalogue's."""
-    found: dict[str, Any] = {ours: metadata.values[key] for key, ours in _FILE_DEFAULTS.items() if key in metadata.values}
-    beside, source = file.parent / "generation_config.json", str(file)
+def _defaults(own: Mapping[str, Any], file: Path) -> dict[str, float]:
+    """The model's own sampling parameters: the file's, else those of a generation_config.json beside it or in the folder, else
+    the catalogue's."""
+    found, source = dict(own), str(file)
+    beside = (file if file.is_dir() else file.parent) / "generation_config.json"
     if not found and beside.is_file():
-        source = str(beside)
-        try:
-            config = json.loads(beside.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise ModelInvalid(f"{beside}: not readable as JSON ({error}); repair or remove it") from None
-        if not isinstance(config, Mapping):
-            raise ModelInvalid(f"{beside}: it must hold a JSON object; repair or remove it")
-        names = (*_FILE_DEFAULTS.values(), "typical_p")
-        found = {name: config[name] for name in names if config.get(name) is not None}
+        source, config = str(beside), read_json(beside, 1 << 20)
+        found = {name: config[name] for name in SAMPLING if config.get(name) is not None}
         if config.get("do_sample") is False:
             found["temperature"] = 0.0
     found = found or recommended(file)
@@ -252,10 +245,12 @@ def _defaults(metadata: Metadata, file: Path) -> dict[str, float]:
     return {name: getattr(checked, name) for name in found}
 
 
-def _name(asked: str | os.PathLike[str], file: Path) -> str:
-    """What the model is called: the name it was asked for by, or a file's own name."""
+def model_name(asked: str | os.PathLike[str], file: Path) -> str:
+    """What the model is called: the name it was asked for by, or a file's or folder's own name."""
     text = os.fspath(asked)
-    return file.stem if Path(text).expanduser() == file else text
+    if Path(text).expanduser() != file:
+        return text
+    return file.resolve().name if file.is_dir() else file.stem
 
 
 @contextmanager

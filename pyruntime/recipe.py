@@ -25,6 +25,7 @@ class Taken:
     transpose: bool = False              # the checkpoint has [k][rows], as GPT-2's Conv1D
     rows: tuple[int, int] | None = None  # only these, counted after transposing: parts of a fused QKV
     every: int = 0                       # `rows` counts anew in each block of so many rows: q, k, v of a head side by side
+    turn: bool = False                   # what is taken of each block is transposed, block by block: [k][rows] of each head
     neg_exp: bool = False                # -exp(x) of every value: Mamba's A_log
     plus: float = 0.0                    # added to every value: Gemma's norms hold w and mean 1 + w
 

@@ -1,7 +1,7 @@
 """Models on this disk: names, the cache folder, and getting them there.
 
-A model is a GGUF file. Its name is a catalogue entry (`smollm2:135m`), a file on the Hugging Face hub
-(`hf:ORG/REPO[:FILE]`), or simply a path. Files become visible whole or not at all: they are staged in the same
+A model is a GGUF file, or a folder as Hugging Face has it. Its name is a catalogue entry (`smollm2:135m`), a file on the
+Hugging Face hub (`hf:ORG/REPO[:FILE]`), or simply a path. Files become visible whole or not at all: they are staged in the same
 folder, checked, written to disk and renamed; a lock per name lets any number of pulls run at once.
 """
 
@@ -101,7 +101,7 @@ def home() -> Path:
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:
-    """The file a name or path stands for; never touches the network. ModelNotFound says how to get it."""
+    """The file or folder a name or path stands for; never touches the network. ModelNotFound says how to get it."""
     text = os.fspath(name)
     if text in CATALOGUE:
         if (path := _catalogue_path(text)).is_file():

@@ -27,6 +27,8 @@ MODEL_OPTIONS = (
     click.option("--precision", type=click.Choice(["balanced", "precise", "throughput"]),
                  help="How products may round for speed [default: PYRUNTIME_PRECISION, else balanced; see `pyruntime doctor`]."),
     click.option("--low-memory", is_flag=True, help="Leave the weights in the file: less memory, slower, the same answers."),
+    click.option("--quantize", metavar="FORMAT",
+                 help="What a folder's matrices become while they load: q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k."),
     click.option("--context", type=click.IntRange(1), help="Most tokens of prompt and answer [default: the model's]."),
     click.option("--kv-format", metavar="FORMAT[:FORMAT]",
                  help="K and V in the cache: f32, f16, bf16 or q8_0, or K:V apart [default: f16]."),
@@ -78,8 +80,11 @@ def open_llm(model: str, given: dict[str, Any], **more: Any) -> LLM:
     Loading shows a bar on a terminal."""
     from ..llm import LLM
 
-    chosen = pick(given, ("threads", "isa", "precision", "low_memory", "context", "kv_format", "backend"))
-    return LLM(model, **{"max_running": 1, **chosen, **more})
+    chosen = pick(given, ("threads", "isa", "precision", "low_memory", "quantize", "context", "kv_format", "backend"))
+    llm = LLM(model, **{"max_running": 1, **chosen, **more})
+    for note in llm.model.notes:
+        click.echo(f"note: {note}", err=True)
+    return llm
 
 
 def text_argument(text: str | None, what: str) -> str:

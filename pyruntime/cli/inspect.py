@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,65 +12,67 @@ import click
 from .common import as_json, human_bytes, say_json, say_table
 
 if TYPE_CHECKING:
+    from .._core._weights import TensorInfo
     from ..plan import Plan
-    from ..weights.gguf import GGUFModel
+    from ..weights import Source
 
 SHOWN = 60  # characters of a metadata value
 
 
-@click.command("inspect", short_help="What a model file holds, and the memory it takes.")
+@click.command("inspect", short_help="What a model holds, and the memory it takes.")
 @click.argument("model")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
-@click.option("--metadata", is_flag=True, help="List the file's metadata.")
+@click.option("--metadata", is_flag=True, help="List the file's metadata, or config.json.")
+@click.option("--quantize", metavar="FORMAT", help="Plan memory for a folder's weights in this format.")
 @as_json
-def command(model: str, tensors: bool, metadata: bool, as_json: bool) -> None:
-    """What a model file holds: configuration, tensors by format, memory plan, tokenizer.
+def command(model: str, tensors: bool, metadata: bool, quantize: str | None, as_json: bool) -> None:
+    """What a model file or folder holds: configuration, tensors by format, memory plan, tokenizer.
 
-    Reads the file's header only; no weights are loaded.
+    Reads headers only; no weights are loaded.
 
     \b
       pyruntime inspect smollm2:135m
       pyruntime inspect ./model.gguf --tensors
+      pyruntime inspect ./gpt2 --quantize q8_0
       pyruntime inspect smollm2:135m --json | jq .memory.kv_bytes_per_token
     """
-    from ..models import family
+    from ..loading import open_file
     from ..store import resolve
-    from ..tokenizer import Tokenizer
     from ..weights.gguf import GGUFModel
 
     path = resolve(model)
-    with GGUFModel(path) as source:
-        module = family(source.architecture, source.path)
-        config = module.from_gguf(source.metadata, source.shapes, source.vector)
-        plan = module.plan(config)
-        tokenizer = Tokenizer.from_gguf_metadata(source.metadata.values)
+    with open_file(path) as opened:
+        config = opened.config()
+        plan = opened.module.plan(config)
+        source = opened if isinstance(opened, GGUFModel) and quantize is None else opened.source(plan, config, quantize)
+        tokenizer = opened.tokenizer()
         facts: dict[str, Any] = {
-            "model": model, "path": str(path), "file_bytes": path.stat().st_size,
-            "gguf_version": source.files[0].version, "architecture": source.architecture,
-            "name": source.metadata.text("general.name", ""),
-            "parameters": sum(math.prod(t.shape) for t in source.tensors.values()),
+            "model": model, "path": str(path), "file_bytes": opened.nbytes, "format": opened.kind,
+            "architecture": opened.architecture, "name": opened.metadata.text("general.name", ""),
+            "parameters": sum(math.prod(t.shape) for t in source.stored.values()), "tensor_count": len(source.stored),
             "config": dataclasses.asdict(config),
-            "formats": formats(source), "memory": memory(plan, source),
+            "formats": formats(source.stored.values()), "memory": memory(plan, source),
             "tokenizer": {
                 "vocabulary": tokenizer.vocab_size, "begin_id": tokenizer.bos_id, "end_ids": sorted(tokenizer.end_ids),
                 "adds_begin": tokenizer.add_bos, "special_tokens": len(tokenizer.special_ids),
                 "chat_template": tokenizer.chat_template is not None},
+            "notes": list(source.notes),
         }
         if tensors:
             facts["tensors"] = [{"name": t.name, "shape": list(t.shape), "format": t.format, "bytes": t.nbytes}
-                                for t in source.tensors.values()]
+                                for t in source.stored.values()]
         if metadata:
-            facts["metadata"] = {key: short(value) for key, value in source.metadata.values.items()}
+            facts["metadata"] = {key: short(value) for key, value in opened.metadata.values.items()}
     if as_json:
         say_json(facts)
     else:
         show(facts)
 
 
-def formats(source: GGUFModel) -> list[dict[str, Any]]:
+def formats(tensors: Iterable[TensorInfo]) -> list[dict[str, Any]]:
     """Tensors, parameters and bytes of each format, the largest first."""
     count, parameters, size = Counter[str](), Counter[str](), Counter[str]()
-    for tensor in source.tensors.values():
+    for tensor in tensors:
         count[tensor.format] += 1
         parameters[tensor.format] += math.prod(tensor.shape)
         size[tensor.format] += tensor.nbytes
@@ -78,7 +81,7 @@ def formats(source: GGUFModel) -> list[dict[str, Any]]:
             for name, total in size.most_common()]
 
 
-def memory(plan: Plan, source: GGUFModel) -> dict[str, int]:
+def memory(plan: Plan, source: Source) -> dict[str, int]:
     """Bytes: weights once packed (what the plan names), KV cache for each token and for a whole context (behind a window pages
     are given back), and a sequence's states."""
     from .._core import _weights
@@ -98,7 +101,7 @@ def memory(plan: Plan, source: GGUFModel) -> dict[str, int]:
 
 def short(value: Any) -> Any:
     """A metadata value as JSON can carry it; long ones as their kind and length."""
-    if isinstance(value, (bool, int, float)):
+    if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):
         return value.encode(errors="replace").decode()
@@ -117,9 +120,9 @@ def show(facts: dict[str, Any]) -> None:
     """The same for people."""
     config, memory, tokens = facts["config"], facts["memory"], facts["tokenizer"]
     say_table([
-        ("model", f"{facts['name'] or facts['model']}  ({facts['architecture']}, GGUF v{facts['gguf_version']})"),
-        ("file", f"{facts['path']}  {human_bytes(facts['file_bytes'])}"),
-        ("parameters", f"{facts['parameters']:,}"),
+        ("model", f"{facts['name'] or facts['model']}  ({facts['architecture']}, {facts['format']})"),
+        ("folder" if facts["format"] == "safetensors" else "file", f"{facts['path']}  {human_bytes(facts['file_bytes'])}"),
+        ("parameters", f"{facts['parameters']:,} in {facts['tensor_count']} tensors"),
         ("shape", f"{config['layers']} layers, width {config['width']}, {mixer(config)}"),
         ("context", f"{config['context']:,} tokens"),
         ("vocabulary", f"{tokens['vocabulary']:,} tokens, {tokens['special_tokens']} special, ends at "

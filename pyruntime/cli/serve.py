@@ -14,7 +14,7 @@ from .common import MODEL_OPTIONS, as_json, open_llm, options
 @click.argument("model")
 @click.option("--grpc", "address", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT",
               help="Where to listen; port 0 takes a free one.")
-@click.option("--name", help="What clients call the model [default: MODEL, of a path the file's name].")
+@click.option("--name", help="What clients call the model [default: MODEL, of a path its last part].")
 @click.option("--api-key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="Ask clients for one of these bearer tokens, one a line; PYRUNTIME_API_KEY gives one as well.")
 @click.option("--tls-cert", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Certificate chain, PEM.")
@@ -39,6 +39,7 @@ def command(model: str, address: str, name: str | None, api_key_file: Path | Non
       pyruntime serve ./model.gguf --name my-model --grpc 127.0.0.1:0 --json
     """
     from ..errors import FieldInvalid
+    from ..loading import model_name
     from ..server import run_server
     from ..server.auth import read_keys
     from ..store import resolve
@@ -47,7 +48,7 @@ def command(model: str, address: str, name: str | None, api_key_file: Path | Non
         raise FieldInvalid("TLS needs both --tls-cert and --tls-key", field="tls")
     tls = (tls_cert.read_bytes(), tls_key.read_bytes()) if tls_cert and tls_key else None
     file = resolve(model)  # a wrong name ends here, before a port is taken
-    name = name or (file.stem if Path(model).expanduser() == file else model)
+    name = name or model_name(model, file)
     more = {key: value for key in ("max_running", "max_waiting", "kv_tokens") if (value := given.pop(key)) is not None}
 
     def ready(bound: str) -> None:

@@ -28,14 +28,13 @@ def command(model: str, text: str | None, special: bool, add_special: bool | Non
       pyruntime tokenize smollm2:135m --special "<|im_start|>user" --json
       pyruntime tokenize smollm2:135m --ids "19556 28"
     """
+    from ..loading import open_file
     from ..store import resolve
-    from ..tokenizer import Tokenizer
-    from ..weights.gguf import GGUFModel
 
     found = None if ids is None else parse_ids(ids)
     wanted = text_argument(text, "text") if found is None else ""
-    with GGUFModel(resolve(model)) as source:
-        tokenizer = Tokenizer.from_gguf_metadata(source.metadata.values)
+    with open_file(resolve(model)) as opened:
+        tokenizer = opened.tokenizer()
     if found is None:
         found = tokenizer.encode(wanted, add_special=add_special, allow_special=special)
     else:

@@ -159,6 +159,8 @@ class Engine:
         params = params or SamplingParams()
         if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_CANDIDATES:
             raise FieldInvalid(f"n is {n!r}; 1 to {MAX_CANDIDATES} candidates are possible", field="n")
+        if params.stop and not self.tokenizer.vocab_size:
+            raise FieldInvalid("stop is text, and this model has no tokenizer; leave it out", field="stop")
         now = time.monotonic()
         prompt = self._checked_prompt(prompt_ids)
         request = _Request(

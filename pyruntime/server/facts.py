@@ -35,15 +35,17 @@ def facts_of(loaded: Any) -> Facts:
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """16 hexadecimal digits that tell one weights' file from another: of its size, its first MiB (the metadata) and samples
-    across the rest. Reads at most 5 MiB."""
-    size = Path(path).stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        digest.update(file.read(1 << 20))
-        for i in range(SAMPLES):
-            file.seek(i * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
-            digest.update(file.read(SAMPLE_BYTES))
+    """16 hexadecimal digits that tell one weights' file, or the files of a folder, from another: of each one's size, first MiB
+    (the metadata) and samples across the rest. Reads at most 5 MiB of a file."""
+    digest, path = hashlib.sha256(), Path(path)
+    for one in [path / "config.json", *sorted(path.glob("*.safetensors"))] if path.is_dir() else [path]:
+        size = one.stat().st_size
+        digest.update(str(size).encode())
+        with open(one, "rb") as file:
+            digest.update(file.read(1 << 20))
+            for i in range(SAMPLES):
+                file.seek(i * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()[:16]
 
 

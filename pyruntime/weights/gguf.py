@@ -4,17 +4,27 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._core._weights import GGUFFile, TensorInfo
-from ..config import Metadata
-from ..errors import ModelInvalid, ModelNotFound
+from ..config import Metadata, ModelConfig
+from ..errors import FieldInvalid, ModelInvalid, ModelNotFound
+from ..models import family
+from ..plan import Plan
+from ..tokenizer import Tokenizer
 
 PARTS_MAX = 1024
+#: sampling defaults in metadata, and SamplingParams' names for them
+_SAMPLING = {
+    "general.sampling.temp": "temperature", "general.sampling.top_k": "top_k", "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p", "general.sampling.penalty_repeat": "repetition_penalty",
+}
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
@@ -44,6 +54,55 @@ class GGUFModel:
     def architecture(self) -> str:
         """The model family's name in the file."""
         return self.metadata.text("general.architecture")
+
+    @cached_property
+    def module(self) -> ModuleType:
+        """The family that reads it."""
+        return family(self.architecture, self.path)
+
+    def config(self) -> ModelConfig:
+        """What the family reads in the metadata."""
+        config: ModelConfig = self.module.from_gguf(self.metadata, self.shapes, self.vector)
+        return config
+
+    def source(self, plan: Plan, config: ModelConfig, quantize: str | None = None) -> GGUFModel:
+        """Itself: the plan's weights stand in it under the plan's names. A tensor nobody reads would mean a model computed
+        otherwise than it was trained: ModelInvalid."""
+        if quantize is not None:
+            raise FieldInvalid(f"quantize is for folders of safetensors; {self.path} keeps the weights it has", field="quantize")
+        used = {weight.name for weight in plan.weights}.union(self.module.CONFIG_TENSORS)
+        if extra := [name for name in self.tensors if name not in used]:
+            raise ModelInvalid(f"{self.path}: tensor '{extra[0]}'{f' and {len(extra) - 1} more' * (len(extra) > 1)} is no part of "
+                               f"the '{self.architecture}' family as it is read here; answers without it would be wrong")
+        return self
+
+    @property
+    def stored(self) -> dict[str, TensorInfo]:
+        """The tensors that a plan reads: all of them."""
+        return self.tensors
+
+    @property
+    def kind(self) -> str:
+        """What sort of file it is."""
+        return f"GGUF v{self.files[0].version}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done otherwise than asked: nothing."""
+        return ()
+
+    def tokenizer(self) -> Tokenizer:
+        """From the metadata."""
+        return Tokenizer.from_gguf_metadata(self.metadata.values)
+
+    def sampling(self) -> dict[str, Any]:
+        """The file's own sampling defaults, by SamplingParams' names."""
+        return {ours: self.metadata.values[key] for key, ours in _SAMPLING.items() if key in self.metadata.values}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(os.stat(file.path).st_size for file in self.files)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
