@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from pyruntime.models import hf_families, llama
 from pyruntime.plan import Weight
 from pyruntime.recipe import Taken
 from pyruntime.weights import Weights, load_weights
-from pyruntime.weights.folder import QUANTIZE, STAND_INS, FolderModel, FolderSource
+from pyruntime.weights.folder import QUANTIZE, STAND_INS, FolderModel, FolderSource, read_json
 
 LENGTH = 40
 IDS = np.random.default_rng(5).integers(0, 200, LENGTH).tolist()
@@ -495,7 +496,9 @@ LIES: dict[str, tuple[str, bytes | None, str]] = {
     "config is no JSON": ("config.json", b"{", "config.json: not readable as JSON"),
     "config is a list": ("config.json", b"[]", "config.json: it must hold a JSON object"),
     "config nests": ("config.json", b"[" * 100_000, "config.json: not readable as JSON"),
-    "config has NaN": ("config.json", b'{"rope_theta": NaN}', "NaN is no JSON number"),
+    "config has NaN": ("config.json", b'{"model_type": "llama", "hidden_size": NaN}', "'hidden_size' is nan; it must be"),
+    "config has an infinity": (
+        "config.json", b'{"model_type": "llama", "hidden_size": {"__float__": "Infinity"}}', "is inf; it must"),
     "config has a giant number": ("config.json", b'{"x": ' + b"9" * 10_000 + b"}", "config.json: not readable as JSON"),
     "config is no text": ("config.json", b'{"a": "\xff"}', "config.json: not readable as JSON"),
     "config has no type": ("config.json", b"{}", "'model_type' is missing"),
@@ -599,8 +602,9 @@ def config_of(model_type: str) -> dict[str, Any]:
     """What `transformers` takes for granted in a config of this type, small where that is a matter of layers."""
     few: dict[str, Any] = {"num_hidden_layers": 2}
     config = transformers.AutoConfig.for_model(model_type, **({"text_config": few} if model_type == "gemma3" else few))
-    values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    return values
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(config.to_json_string(use_diff=False))
+        return read_json(Path(folder) / "config.json", 1 << 20)
 
 
 @pytest.mark.parametrize("model_type", sorted(hf_families()))

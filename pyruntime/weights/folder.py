@@ -198,9 +198,10 @@ def _read(path: Path, most: int) -> bytes:
 
 
 def read_json(path: Path, most: int) -> dict[str, Any]:
-    """An object from a JSON file; ModelInvalid for anything else, NaN and infinities included, ModelNotFound."""
+    """An object from a JSON file; ModelInvalid for anything else, ModelNotFound. Infinities, which some configs have as Python
+    writes them or as {"__float__": "Infinity"}, are numbers."""
     try:
-        values = json.loads(_read(path, most), parse_constant=_no_number)
+        values = json.loads(_read(path, most), object_hook=_infinity)
     except FileNotFoundError:
         raise ModelNotFound(f"{path}: no such file; a model's folder has it (a GGUF file is named itself)", field="model") from None
     except OSError as error:
@@ -214,8 +215,8 @@ def read_json(path: Path, most: int) -> dict[str, Any]:
     return values
 
 
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no JSON number")
+def _infinity(value: dict[str, Any]) -> Any:
+    return {"Infinity": math.inf, "-Infinity": -math.inf}.get(str(value.get("__float__")), value) if len(value) == 1 else value
 
 
 class NoTokenizer(Tokenizer):
