@@ -73,6 +73,15 @@ MODELS = {
     "gemma3": lambda: transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(
         **SMALL, sliding_window=7, query_pre_attn_scalar=16, attn_implementation="eager",
         layer_types=["sliding_attention", "full_attention", "sliding_attention"])),
+    "gemma2": lambda: transformers.Gemma2ForCausalLM(transformers.Gemma2Config(
+        **SMALL, sliding_window=7, query_pre_attn_scalar=20, attn_logit_softcapping=2.0, final_logit_softcapping=4.0,
+        attn_implementation="eager")),
+    "gemma2-untied": lambda: transformers.Gemma2ForCausalLM(transformers.Gemma2Config(
+        **SMALL, sliding_window=7, attn_logit_softcapping=None, final_logit_softcapping=None, tie_word_embeddings=False,
+        hidden_activation="gelu", attn_implementation="eager")),
+    "gpt2-untied": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=211, n_embd=96, n_layer=2, n_head=3, n_positions=64, n_inner=100, activation_function="gelu",
+        scale_attn_weights=False, layer_norm_epsilon=1e-3, tie_word_embeddings=False, bos_token_id=None, eos_token_id=2)),
     "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(
         vocab_size=211, n_embd=96, n_layer=3, n_head=6, n_positions=256, bos_token_id=None, eos_token_id=2)),
 }
@@ -112,9 +121,11 @@ def test_low_memory_and_torch_compute_the_same(name: str, saved: Any) -> None:
 def test_window_and_scaling_are_seen(saved: Any, tmp_path: Path) -> None:
     """The comparison can tell: a folder whose config says otherwise computes otherwise."""
     for name, change in (("mistral-window", {"sliding_window": None}), ("llama-3", {"rope_parameters": {"rope_theta": 1e4}}),
-                         ("qwen2-window", {"max_window_layers": 0})):
+                         ("qwen2-window", {"max_window_layers": 0}), ("gemma2", {"attn_logit_softcapping": None}),
+                         ("gemma2", {"layer_types": None, "sliding_window": 8}), ("gemma2", {"query_pre_attn_scalar": 16}),
+                         ("gpt2-untied", {"activation_function": "gelu_new"}), ("gpt2-untied", {"scale_attn_weights": True})):
         folder, want = saved(name)
-        other = tmp_path / name
+        other = tmp_path / f"{name} {next(iter(change))}"
         other.mkdir()
         (other / "model.safetensors").symlink_to(folder / "model.safetensors")
         write_json(other / "config.json", {**json.loads((folder / "config.json").read_text()), **change})
