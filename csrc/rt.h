@@ -24,7 +24,8 @@ typedef struct rt_weight {
 
 enum rt_group_kind { RT_PAGED, RT_LATENT, RT_STATE, RT_GROUP_KINDS }; /* plan.KINDS */
 
-/* window: what each attention op on the group sees at most, 0 = everything. width: f32 numbers of a state, a layer. */
+/* window: what each attention op on the group sees at most, 0 = everything. width: of a latent group, how many of a row's head_dim
+ * numbers are its V, the first ones; of a state, f32 numbers a layer. */
 typedef struct rt_group { int32_t kind, layers, kv_heads, head_dim, k_format, v_format, window, width, pages; } rt_group;
 
 typedef struct rt_rope { const double *inv_freq; int32_t pairs, interleaved; double mscale; } rt_rope; /* inv_freq [pairs] */

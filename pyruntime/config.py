@@ -12,11 +12,49 @@ LAYERS_MAX, WIDTH_MAX, HEADS_MAX, VOCAB_MAX, CONTEXT_MAX = 1024, 1 << 17, 1024, 
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """How rotary frequencies stretch beyond the trained context. kind: none, linear (all by `factor`), factors (one each)."""
+    """How rotary frequencies stretch beyond the trained context. kind: none, linear (all by `factor`), factors (one each).
+
+    mscale: what cosines and sines are multiplied by."""
 
     kind: str = "none"
     factor: float = 1.0
     factors: tuple[float, ...] = ()    # a divisor per frequency, as GGUF stores Llama 3's scaling
+    mscale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """Attention over compressed keys and values: what a token keeps is `rank` numbers and the `rope` rotated ones of a shared key.
+
+    A head's query has `keys` plain numbers and `rope` rotated ones; its result has `values`. q_rank: what queries are made
+    from, 0 = the residual. eps: of the norms of the latents."""
+
+    rank: int
+    q_rank: int
+    keys: int
+    rope: int
+    values: int
+    eps: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture: each token meets `used` of `count` feed-forward blocks of `hidden` numbers, and one of `shared` (0: none).
+
+    The first `dense` layers have none of it. The rest is what plan.Route does."""
+
+    count: int
+    used: int
+    hidden: int
+    shared: int = 0
+    dense: int = 0
+    sigmoid: bool = False
+    biased: bool = False               # choices are made by scores plus a bias of each expert
+    groups: int = 1
+    groups_kept: int = 1
+    group_best: int = 1
+    normalize: bool = False
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +102,8 @@ class ModelConfig:
     local: tuple[bool, ...] = ()       # which layers are local; () = none
     local_rope_theta: float = 1e4
     state_space: StateSpace | None = None
+    latent: Latent | None = None       # kv_heads is then 1, and head_dim what a token keeps
+    experts: Experts | None = None
     k_format: str = "f16"
     v_format: str = "f16"
 

@@ -138,6 +138,9 @@ def _with_cache(config: ModelConfig, kv_format: str | None) -> ModelConfig:
                            field="kv_format")
     if len(parts) > 2 or k not in KV_BITS or v not in KV_BITS:
         raise FieldInvalid(f"kv_format is {kv_format!r}; it must be {', '.join(KV_BITS)}, or two of them as K:V", field="kv_format")
+    if config.latent and k != v:
+        raise FieldInvalid(f"kv_format is {kv_format!r}; this model keeps one row for both, so that K and V have one format",
+                           field="kv_format")
     if "q8_0" in (k, v) and config.head_dim % 32:
         raise FieldInvalid(f"kv_format is {kv_format!r}; q8_0 needs heads of whole blocks of 32 numbers and this model's have "
                            f"{config.head_dim}: take f16", field="kv_format")
@@ -183,7 +186,7 @@ def page_bytes(group: CacheGroup) -> int:
     """Bytes of one page of a cache group in all its layers, or of one sequence's state."""
     if group.kind == "state":
         return 4 * group.layers * group.width
-    bits = KV_BITS[group.k_format] + KV_BITS[group.v_format]
+    bits = KV_BITS[group.k_format] + (0 if group.kind == "latent" else KV_BITS[group.v_format])   # a latent row is both
     return PAGE_TOKENS * int(group.layers * group.kv_heads * group.head_dim * bits / 8)
 
 

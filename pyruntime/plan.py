@@ -34,6 +34,13 @@ def _counting(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n for n in shape if n != 1)
 
 
+class Scoring(IntEnum):
+    """How ROUTE turns logits into scores: softmax over all experts, or each one's own sigmoid."""
+
+    SOFTMAX = 0
+    SIGMOID = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A named f32 activation buffer [tokens][width], or [flagged rows][width] when `per_row`."""
@@ -56,6 +63,8 @@ class Weight:
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a file's tensor of that shape, slowest dimension first, is this weight."""
+        if self.k and len(shape) == 3:     # a stack of matrices
+            shape = (shape[0] * shape[1], shape[2])
         wanted = (self.rows, self.k) if self.k else (self.rows,)
         return shape == wanted or (self.k == 0 and _counting(shape) in (_counting(wanted), _counting(self.shape or wanted)))
 
@@ -65,8 +74,9 @@ class CacheGroup:
     """Layers whose K and V share pages of one shape and one block table per sequence.
 
     kind is one of KINDS. "paged": one page holds, per layer and KV head, K as [head_dim][PAGE_TOKENS] and V as
-    [PAGE_TOKENS][head_dim]. "latent": `width` numbers of a token, a layer. "state": a page is a slot that holds all a sequence
-    has, `width` f32 a layer, and its table is that one slot; each layer belongs to one op, whose state it is.
+    [PAGE_TOKENS][head_dim]. "latent": one head, of which a page holds rows [PAGE_TOKENS][head_dim]; a row is K, and its first
+    `width` numbers are V too. "state": a page is a slot that holds all a sequence has, `width` f32 a layer, and its table is
+    that one slot; each layer belongs to one op, whose state it is.
     window > 0: every attention op of the group has a window of at most so many tokens.
     """
 
@@ -189,6 +199,7 @@ class Attention:
     """out[h] = softmax(scale * q_h . K + mask) V over the sequence's pages as stored; head h reads KV head h // (heads / kv_heads).
 
     A stored token is seen when its stored position p satisfies p <= position and, with window > 0, p > position - window.
+    On a latent group qkv holds q alone, [heads] x head_dim, and out [heads] x the group's width.
     softcap > 0: scores become softcap * tanh(scores / softcap). sinks: one logit per head joins the softmax's sum.
     """
 
@@ -263,6 +274,86 @@ class GatedNorm:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentKV:
+    """kv = [latent | rope] of each token: the latent RMS-normed, the rest rotated, both stored as one row in the pages of `group`,
+    `layer`, a latent one. The last `rope` numbers of each head of q, rotated, become those of out; q = [heads] x [.. | rope],
+    out = [heads] x [latent | rope], whose latent parts (q carried over, EACH_LINEAR) are another op's."""
+
+    kv: str
+    q: str
+    out: str
+    group: str
+    layer: int
+    heads: int
+    norm: str
+    rope: int
+    eps: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class EachLinear:
+    """out_j = W_e x_j for each of a token's `parts`, x = [parts] x [k ..], out = [parts] x [rows ..]; W = [of] x [rows][k].
+
+    e is the j-th expert of `routes`, or j itself without them: heads, each with a matrix of its own (parts == of)."""
+
+    x: str
+    out: str
+    weight: str
+    parts: int
+    of: int
+    routes: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """out = [top_k expert ids, ascending | top_k weights], all f32, from logits = [experts].
+
+    Scores are made by `scoring`; choices are scores + bias. Of `groups` of neighbouring experts the groups_kept with the
+    largest sum of their group_best best choices stay, of these the top_k experts by choice; among equals the lower index.
+    weight = scale * score, the chosen scores first divided by their sum + 1e-20 when `normalize`."""
+
+    logits: str
+    out: str
+    top_k: int
+    bias: str | None = None
+    scoring: int = Scoring.SOFTMAX
+    groups: int = 1
+    groups_kept: int = 1
+    group_best: int = 1
+    normalize: bool = False
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """n = rmsnorm(x) (or x when norm is None); out_j = activation(gate_e n) * (up_e n) for the j-th expert e of `routes`.
+
+    gate, up = [of] x [rows][k], out = [parts] x [rows]. An expert's matrices are read once for all of a step's tokens that
+    chose it (for 64 of them at a time), and not at all when none did."""
+
+    x: str
+    out: str
+    routes: str
+    norm: str | None
+    gate: str
+    up: str
+    parts: int
+    of: int
+    activation: int = Activation.SILU
+    eps: float = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedAdd:
+    """out += sum_j weight_j x_j, in order of j; x = [parts] x [width of out], weights those of `routes`."""
+
+    x: str
+    out: str
+    routes: str
+    parts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Logits:
     """For flagged rows only: out = softcap(scale * W norm(x))."""
 
@@ -284,12 +375,14 @@ class Sample:
     logits: str
 
 
-Op = Union[Embed, NormLinear, Linear, LinearAdd, NormAdd, Gated, RopeKV, Attention, Conv, Scan, GatedNorm, Logits, Sample]
+Op = Union[Embed, NormLinear, Linear, LinearAdd, NormAdd, Gated, RopeKV, LatentKV, Attention, EachLinear, Route, Experts,
+           RoutedAdd, Conv, Scan, GatedNorm, Logits, Sample]
 
 #: op class -> its name in csrc/defs/ops.def
 NAMES: dict[type, str] = {
     Embed: "embed", NormLinear: "norm_linear", Linear: "linear", LinearAdd: "linear_add", NormAdd: "norm_add", Gated: "gated",
-    RopeKV: "rope_kv", Attention: "attention", Conv: "conv", Scan: "scan", GatedNorm: "gated_norm", Logits: "logits",
+    RopeKV: "rope_kv", LatentKV: "latent_kv", Attention: "attention", EachLinear: "each_linear", Route: "route",
+    Experts: "experts", RoutedAdd: "routed_add", Conv: "conv", Scan: "scan", GatedNorm: "gated_norm", Logits: "logits",
     Sample: "sample",
 }
 

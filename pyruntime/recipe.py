@@ -61,7 +61,9 @@ def _scaling(meta: Metadata, dims: int, theta: float) -> RopeScaling:
         return RopeScaling("linear", meta.real("factor", 1e-3, 1e4))
     if name == "llama3":
         return RopeScaling("factors", factors=_llama3(meta, dims, theta))
-    raise ModelInvalid(f"{meta.file}: rotary scaling '{name}' is not supported; known: default, linear, llama3")
+    if name == "yarn":
+        return _yarn(meta, dims, theta)
+    raise ModelInvalid(f"{meta.file}: rotary scaling '{name}' is not supported; known: default, linear, llama3, yarn")
 
 
 def _llama3(meta: Metadata, dims: int, theta: float) -> tuple[float, ...]:
@@ -77,3 +79,33 @@ def _llama3(meta: Metadata, dims: int, theta: float) -> tuple[float, ...]:
         share = min(max((turns - low) / (high - low), 0.0), 1.0)
         divisors.append(1.0 / ((1 - share) / factor + share))
     return tuple(divisors)
+
+
+def _yarn(meta: Metadata, dims: int, theta: float) -> RopeScaling:
+    factor = meta.real("factor", 1.0, 1e4)
+    scale, all_dim = meta.real("mscale", 0.0, 1e2, 0.0), meta.real("mscale_all_dim", 0.0, 1e2, 0.0)
+    grown = yarn_mscale(factor, scale) / yarn_mscale(factor, all_dim) if scale and all_dim else yarn_mscale(factor, 1.0)
+    factors = yarn_factors(dims, theta, factor, meta.integer("original_max_position_embeddings", 1, CONTEXT_MAX),
+                           meta.real("beta_fast", 1e-3, 1e6, 32.0), meta.real("beta_slow", 1e-3, 1e6, 1.0),
+                           meta.flag("truncate", True))
+    return RopeScaling("factors", factor, factors, meta.real("attention_factor", 1e-3, 1e3, grown))
+
+
+def yarn_mscale(factor: float, weight: float) -> float:
+    """1 + weight ln(factor) / 10: how much sharper attention gets over a context `factor` times the trained one."""
+    return 1.0 + 0.1 * weight * math.log(factor) if factor > 1 else 1.0
+
+
+def yarn_factors(dims: int, theta: float, factor: float, trained: int, fast: float = 32.0, slow: float = 1.0,
+                 whole: bool = True) -> tuple[float, ...]:
+    """YaRN's divisor per pair (Peng et al. 2023): 1 for pairs that turn more than `fast` times within the trained context,
+    `factor` for those that turn less than `slow` times, between them a ramp over the pair's index. whole: its ends are
+    rounded to whole indices."""
+    low, high = (dims * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in (fast, slow))
+    if whole:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dims - 1)
+    if low == high:
+        high += 0.001
+    shares = [min(max((i - low) / (high - low), 0.0), 1.0) for i in range(dims // 2)]
+    return tuple(1.0 / (share / factor + 1 - share) for share in shares)

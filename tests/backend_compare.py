@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from op_bounds import bound, scan_bound
+from op_bounds import bound, latent_row_bound, scan_bound
 from reference_models import Pages, tables_of
 
 from pyruntime import plan as p
@@ -68,7 +68,12 @@ def compare(plan: p.Plan, weights, native, ref: TorchBackend, batch: Batch) -> N
         over = np.abs(got - want) > limit
         assert not over.any(), f"op {at} {op}: {np.abs(got - want)[over].max()} apart, {limit[over].max()} allowed"
         if isinstance(op, p.RopeKV):
-            compare_pages(plan, op, pages, ref, batch, limit)
+            g = plan.groups[plan.group(op.group)]
+            fine = limit.reshape(len(limit), -1, g.head_dim)[:, op.heads:op.heads + g.kv_heads].max(initial=0)
+            compare_pages(plan, op, pages, ref, batch, fine)
+        if isinstance(op, p.LatentKV):
+            fine = latent_row_bound(op, weights, plan.groups[plan.group(op.group)].width, before)
+            compare_pages(plan, op, pages, ref, batch, fine)
         if isinstance(op, (p.Conv, p.Scan)):
             compare_states(plan, op, native, ref, batch, after)
 
@@ -93,17 +98,18 @@ def compare_states(plan: p.Plan, op: p.Conv | p.Scan, native, ref: TorchBackend,
         theirs[:] = torch.from_numpy(mine.copy())
 
 
-def compare_pages(plan: p.Plan, op: p.RopeKV, pages: Pages, ref: TorchBackend, batch: Batch, limit: np.ndarray) -> None:
-    """What ROPE_KV stored, to the neighbouring number of the cache's format; then the reference takes native's."""
+def compare_pages(plan: p.Plan, op: p.RopeKV | p.LatentKV, pages: Pages, ref: TorchBackend, batch: Batch, fine: float) -> None:
+    """What an op stored, to the neighbouring number of the cache's format; then the reference takes native's. fine: how far K
+    may lie off before it is rounded."""
     group, cache = plan.group(op.group), ref.caches[op.group]
     g = plan.groups[group]
-    fine = limit.reshape(len(limit), -1, g.head_dim)[:, op.heads:op.heads + g.kv_heads].max(initial=0)
+    v_slack = fine if g.kind == "latent" else 0.0     # V is part of the same rows
     for s, total in enumerate(batch.kv_lens):
         for page in batch.tables[group][s][: -(-total // p.PAGE_TOKENS)]:
             slots = slice(page * p.PAGE_TOKENS, (page + 1) * p.PAGE_TOKENS)
             k, v = pages.read(group, page, op.layer)
             written = cache.positions[op.layer, slots].numpy() >= 0
-            for mine, theirs, slack, format in ((k, cache.k, fine, g.k_format), (v, cache.v, 0.0, g.v_format)):
+            for mine, theirs, slack, format in ((k, cache.k, fine, g.k_format), (v, cache.v, v_slack, g.v_format)):
                 want = theirs[op.layer, slots].double().numpy()
                 step = {"f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7, "q8_0": 2.0**-10}[format] * np.abs(want) * (slack > 0)
                 if format == "q8_0" and slack > 0:   # q may be the neighbour too: a scale

@@ -50,10 +50,12 @@ def scattered(model: torch.nn.Module, seed: int, scales: Mapping[str, float] | N
     return model.eval()
 
 
-def read(model: torch.nn.Module, family: ModuleType, config: ModelConfig) -> dict[str, np.ndarray]:
-    """Each of the plan's weights in f32, by the family's recipes, from the model's state dict."""
+def read(model: torch.nn.Module, family: ModuleType, config: ModelConfig,
+         as_saved: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = dict) -> dict[str, np.ndarray]:
+    """Each of the plan's weights in f32, by the family's recipes, from the model's state dict. as_saved: how a checkpoint has it,
+    where that differs."""
     state = {}
-    for name, value in model.state_dict().items():
+    for name, value in as_saved(model.state_dict()).items():
         for prefix in family.HF_PREFIXES:
             name = name.removeprefix(prefix)
         state[name] = value.detach().numpy()
@@ -72,7 +74,7 @@ def carried_out(taken: Taken, state: Mapping[str, np.ndarray]) -> np.ndarray:
     x = x.T if taken.transpose else x
     if taken.rows is not None:
         every = x.reshape(-1, taken.every or len(x), *x.shape[1:])[:, slice(*taken.rows)]
-        x = every.reshape(-1, *x.shape[1:])
+        x = every.swapaxes(1, 2).reshape(-1, every.shape[1]) if taken.turn else every.reshape(-1, *x.shape[1:])
     return (-np.exp(x) if taken.neg_exp else x) + np.float32(taken.plus)
 
 
@@ -94,10 +96,10 @@ class Family:
         self.ids = np.random.default_rng(seed).integers(0, plan.vocab, LENGTH).tolist()
 
     @classmethod
-    def of(cls, reference: torch.nn.Module, family: ModuleType, config: ModelConfig) -> Family:
-        """The family's recipes carried out on the reference's own weights."""
+    def of(cls, reference: torch.nn.Module, family: ModuleType, config: ModelConfig, **how: Callable) -> Family:
+        """The family's recipes carried out on the reference's own weights; how: as `read` takes it."""
         plan = family.plan(config)
-        return cls(reference, plan, stored(plan, read(reference, family, config)))
+        return cls(reference, plan, stored(plan, read(reference, family, config, **how)))
 
     def truth(self, ids: Sequence[int]) -> np.ndarray:
         """Logits of every position."""

@@ -22,8 +22,9 @@ from sampling_cases import equals_the_book, random_row, rows_of, run, sampler
 
 from pyruntime import plan as p
 from pyruntime.backends.torch import TorchBackend
+from pyruntime.config import Experts, Latent
 from pyruntime.errors import FieldInvalid
-from pyruntime.models import gemma3, gpt2, llama, mamba2
+from pyruntime.models import deepseek_v2, gemma3, gpt2, llama, mamba2
 from pyruntime.quant import FORMATS
 from pyruntime.types import Batch
 
@@ -39,6 +40,8 @@ MODELS = {
     "f16": (dict(width=41, hidden=37, heads=2, kv_heads=2, head_dim=10, rope_dims=6), "F16", dict(sharp=30.0)),
     "gemma": (dict(eps=1e-3, period=2, window=5), "Q8_0", dict(family=gemma3)),
     "gpt2": (dict(eps=1e-3, kv_heads=4), "Q8_0", dict(family=gpt2)),
+    "latent": (dict(eps=1e-3, heads=34, kv_heads=None, head_dim=None, latent=Latent(32, 32, 32, 20, 16, 1e-3),
+                    experts=Experts(8, 3, 32, 32, 0, True, True, 4, 2, 2, True, 1.5)), "Q8_0", dict(family=deepseek_v2)),
     "mixed": (dict(heads=3, kv_heads=1, head_dim=32), "Q4_1", dict(paths=("bf16", "a16"))),
     "mamba": (dict(eps=1e-3, heads=6, head_dim=20, groups=2, numbers=12, dt_min=0.5, dt_max=1.0), "Q8_0", dict(family=mamba2)),
     "large": (dict(width=32, hidden=32, heads=2, kv_heads=1, head_dim=8, layers=1), "BF16", dict(values=2e5)),
@@ -51,7 +54,7 @@ def model(name: str):
     fields, format, more = MODELS[name]
     family = more.get("family", llama)
     usual = dict(layers=2, width=96, vocab=61) | ({} if family is mamba2 else dict(hidden=96, heads=4, kv_heads=2, head_dim=24))
-    plan = family.plan(family.tiny(**{**usual, **fields}))
+    plan = family.plan(family.tiny(**{key: value for key, value in {**usual, **fields}.items() if value is not None}))
     values = random_values(plan, 5)
     for key in values:
         if key.endswith("attn_v.weight"):
@@ -95,6 +98,20 @@ def long_context(isa: str) -> None:
         for backend in (native, ref):
             backend.copy_page(0, table[18], 22)
         table[18] = 22 if table[18] != 22 else 23
+
+
+def equal_experts(isa: str) -> None:
+    """Among experts of equal choices the first are chosen."""
+    plan, packed, _ = model("latent")
+    plan = replace(plan, ops=tuple(replace(op, bias=None, groups=1, groups_kept=1) if isinstance(op, p.Route) else op
+                                   for op in plan.ops))
+    native, at = native_backend(plan, packed, pages=PAGES, threads=1, isa=isa), next(
+        i for i, op in enumerate(plan.ops) if isinstance(op, p.Route))
+    batch = Batch.build([(list(range(20)), 0, 0)], tables=[[[3, 4]]])
+    native.run(batch, 0, at)
+    native.slot("router")[:] = 1
+    native.run(batch, at, at + 1)
+    assert np.array_equal(native.slot("routes.0")[:, :3], np.tile([0, 1, 2], (20, 1)))
 
 
 def copied_pages(isa: str) -> None:
@@ -158,7 +175,8 @@ def penalties(isa: str) -> None:
     assert out == [0, 0, 0]
 
 
-PROPERTIES = [streams, penalties, top_p, copied_pages, reused_pages, gone_pages, *(ops(name) for name in MODELS), long_context,
+PROPERTIES = [streams, penalties, top_p, copied_pages, equal_experts, reused_pages, gone_pages,
+              *(ops(name) for name in MODELS), long_context,
               sampling]
 
 

@@ -252,8 +252,9 @@ static void fill_pages(source *s, const struct rt_kernels *K, struct rt_attentio
   }
 }
 
-/* TOKENS tokens behind OLD others, some of which are evicted; page 3 and what follows are a second partial. */
-static void attention(const struct rt_kernels *K, rt_format kf, rt_format vf, hash *h) {
+/* TOKENS tokens behind OLD others, some of which are evicted; page 3 and what follows are a second partial. latent: V's pages
+ * are rows that serve as both. */
+static void attention(const struct rt_kernels *K, rt_format kf, rt_format vf, bool latent, hash *h) {
   static const int dims[] = {32, 64, 96, 128};
   static float q[ROWS * HEAD_MOST], partial[ROWS * HEAD_MOST], max[ROWS], sum[ROWS * 16], top[ROWS], total[ROWS * 16],
       out[ROWS * HEAD_MOST], scratch[2 * RT_TILE_SLOTS * HEAD_MOST];
@@ -271,6 +272,7 @@ static void attention(const struct rt_kernels *K, rt_format kf, rt_format vf, ha
                                   .scale = i % 5 ? 0.3f : 30.0f, .softcap = i % 2 ? 5.0f : 0.0f};
     fill_pages(&s, K, &a, k, v);
     add_bytes(h, k, PAGES * bytes), add_bytes(h, v, PAGES * bytes);
+    if (latent) a.k = v, a.v = NULL, a.k_format = vf;
     for (int t = 0; t < 16 * PAGES; t++) positions[t] = t >= OLD + TOKENS || (t < OLD && below(&s, 6) == 0) ? -1 : t;
     for (int b = 0; b < PAGES; b++) {
       blocks[b] = (struct rt_block){.page = b, .low = INT32_MAX, .high = -1, .positions = positions + b * 16};
@@ -292,7 +294,7 @@ static void attention(const struct rt_kernels *K, rt_format kf, rt_format vf, ha
           struct rt_attention_args one = a;
           one.q = q + t * share * dim, one.queries += t, one.tokens = tile ? TOKENS : 1;
           one.out += t * share * dim, one.max += t * share, one.sum += t * share * 16;
-          if (tile) K->attention_tile(&one, scratch);
+          if (tile || latent) K->attention_tile(&one, scratch);
           else K->attention(&one);
         }
         add_floats(h, partial, (size_t)(rows * dim));
@@ -329,7 +331,8 @@ int main(int n, char **names) {
       for (int g = 0; g < RT_FORMATS && K->store_k[f]; g++) {
         char both[64];
         snprintf(both, sizeof both, "%s+%s", rt_format_table[f].name, rt_format_table[g].name);
-        if (K->store_v[g]) attention(K, (rt_format)f, (rt_format)g, &h), say(set, "attention", both, &h);
+        if (K->store_v[g]) attention(K, (rt_format)f, (rt_format)g, false, &h), say(set, "attention", both, &h);
+        if (K->store_v[g] && f == g) attention(K, (rt_format)f, (rt_format)g, true, &h), say(set, "latent_attention", both, &h);
       }
     }
   }

@@ -26,6 +26,8 @@ Given the same slots and the same cache, the reference (sums in f64, A16 roundin
   scan        dt and decay = e^(dt a) are f64 rounded once: u dt, and decay (1 + |dt a|) u. A state takes in three roundings a
               step on top of what it had, decay's error and dt's; out: `numbers` fused steps and D's.
   gated norm  a gate, a norm of it (whose error the gate's 8 u joins) and one or two products.
+  route       both in f64, from the same logits: the ids are equal, a weight is rounded to f32: 2 u.
+  routed sum  one fused step a part: (parts + 2) u (|out| + sum |weight||x|).
   attention   scores: head_dim fused steps and the scale, d_s = (head_dim + 2) u scale sum|q||k| (tanh has slope 1 and adds
               4 u cap). p = e^(s - max): s - max rounds, and max may lag by 8: u (|s| + |max| + 16), e^x 2 u; every page
               may shrink what came before (3 u each), partials join by e^(max - top) (4 u). Numerator and denominator add n
@@ -59,10 +61,11 @@ def magnitudes(weights: Weights, name: str) -> np.ndarray:
     return sizes(NAMES.index(w.format_name), w.rows, w.k, w.blocks)
 
 
-def product_bound(weights: Weights, name: str, x: np.ndarray, dx: np.ndarray, coarse: np.ndarray) -> np.ndarray:
+def product_bound(weights: Weights, name: str, x: np.ndarray, dx: np.ndarray, coarse: np.ndarray,
+                  rows: slice = slice(None)) -> np.ndarray:
     """Of W x [tokens][rows]; x [tokens][k] as the reference has it, dx how far the native's may lie from it (0: the same bits).
-    coarse: bool [tokens], those on the BF16 path."""
-    wide, w = magnitudes(weights, name), weights[name]
+    coarse: bool [tokens], those on the BF16 path. rows: only these of W."""
+    wide, w = magnitudes(weights, name)[rows], weights[name]
     out = exact_bound(wide, FORMATS[NAMES.index(w.format_name)].sub, x, dx)
     if coarse.any():
         step = np.exp2(np.floor(np.log2(np.maximum(np.abs(x), 2.0**-126))) - 7)
@@ -144,8 +147,20 @@ def bound(op: p.Op, weights: Weights, ref: TorchBackend, batch: Batch, before: d
         dn = np.abs(n) * norm_error(n.shape[1])
         a, b = (ref_product(weights, w, n, coarse) for w in (op.gate, op.up))
         da, db = (product_bound(weights, w, n, dn, coarse) for w in (op.gate, op.up))
-        slack = 8 * U * np.abs(a) * np.abs(b) + 1.13 * da * (np.abs(b) + db) + np.abs(a) * db
-        return slack + 2 * U * after(op.out)
+        return gate_bound(a, b, da, db) + 2 * U * after(op.out)
+    if isinstance(op, (p.EachLinear, p.Experts)):
+        return each_bound(op, weights, before, coarse) + 3 * U * after(op.out)
+    if isinstance(op, p.Route):
+        return np.concatenate((np.zeros((len(coarse), op.top_k)), 2 * U * after(op.out)[:, op.top_k:]), 1)
+    if isinstance(op, p.RoutedAdd):
+        parts = np.abs(before[op.x].reshape(len(coarse), op.parts, -1) * before[op.routes][:, op.parts:, None])
+        return (op.parts + 2) * U * (np.abs(before[op.out]) + parts.sum(1))
+    if isinstance(op, p.LatentKV):
+        g = ref.plan.groups[ref.plan.group(op.group)]
+        out = np.zeros_like(before[op.out]).reshape(len(coarse), op.heads, -1)
+        q = before[op.q].reshape(len(coarse), op.heads, -1)[..., g.width - g.head_dim:]
+        out[..., g.width:] = 6 * U * np.sqrt((q**2).sum(-1, keepdims=True))
+        return out.reshape(before[op.out].shape)
     if isinstance(op, p.RopeKV):
         return rope_bound(op, weights, ref, before)
     if isinstance(op, p.Conv):
@@ -160,6 +175,42 @@ def bound(op: p.Op, weights: Weights, ref: TorchBackend, batch: Batch, before: d
         return abs(op.scale) * product_bound(weights, op.weight, n, dn, coarse[batch.rows]) \
             + 4 * U * after(op.out) + (4 * U * op.softcap)
     raise AssertionError(f"no bound for {op}")
+
+
+def gate_bound(a: np.ndarray, b: np.ndarray, da: np.ndarray, db: np.ndarray) -> np.ndarray:
+    """Of activation(a) b, a and b being off by da and db."""
+    return 8 * U * np.abs(a) * np.abs(b) + 1.13 * da * (np.abs(b) + db) + np.abs(a) * db
+
+
+def each_bound(op: p.EachLinear | p.Experts, weights: Weights, before: dict[str, np.ndarray], coarse: np.ndarray) -> np.ndarray:
+    """Each matrix with the tokens that meet it, part by part. What else stands in `out` stays."""
+    x, tokens = before[op.x], len(coarse)
+    out = np.zeros_like(before[op.out]).reshape(tokens, op.parts, -1)
+    which = before[op.routes][:, :op.parts].astype(int) if op.routes else np.tile(np.arange(op.parts), (tokens, 1))
+    names = (op.gate, op.up) if isinstance(op, p.Experts) else (op.weight,)
+    stored = weights[names[0]]
+    n = stored.rows // op.of
+    if isinstance(op, p.Experts):
+        x = rms(x, vector(weights, op.norm), op.eps) if op.norm else x
+    for e in np.unique(which).tolist():
+        rows = slice(e * n, e * n + n)
+        t, j = np.nonzero(which == e)
+        mine = x[t] if isinstance(op, p.Experts) else x.reshape(tokens, op.parts, -1)[t, j, :stored.k]
+        dx = np.abs(mine) * norm_error(stored.k) * (getattr(op, "norm", None) is not None)
+        off = [product_bound(weights, w, mine, dx, coarse[t], rows) for w in names]
+        if isinstance(op, p.Experts):
+            a, b = (ref_product(weights, w, mine, coarse[t], rows) for w in names)
+            out[t, j] = gate_bound(a, b, *off)
+        else:
+            out[t, j, :n] = off[0]
+    return out.reshape(before[op.out].shape)
+
+
+def latent_row_bound(op: p.LatentKV, weights: Weights, width: int, before: dict[str, np.ndarray]) -> float:
+    """Of the largest number of the rows that LATENT_KV stores, before the cache's rounding."""
+    latent, turned = before[op.kv][:, :width], before[op.kv][:, width:]
+    normed_ = np.abs(rms(latent, vector(weights, op.norm), op.eps)).max() * norm_error(width)
+    return float(max(normed_, 6 * U * np.sqrt((turned**2).sum(-1)).max()))
 
 
 def ref_rows(weights: Weights, name: str) -> np.ndarray:
@@ -210,9 +261,9 @@ def scan_bound(op: p.Scan, weights: Weights, batch: Batch, before: dict[str, np.
     return 1.01 * out + TINY, [1.01 * w for w in left]
 
 
-def ref_product(weights: Weights, name: str, x: np.ndarray, coarse: np.ndarray) -> np.ndarray:
+def ref_product(weights: Weights, name: str, x: np.ndarray, coarse: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
     """W x in f64, of numbers rounded to bf16 for `coarse` tokens."""
-    w, wide = torch.tensor(ref_rows(weights, name)), torch.tensor(x)
+    w, wide = torch.tensor(ref_rows(weights, name)[rows]), torch.tensor(x)
     return np.where(coarse[:, None], bf16(wide) @ bf16(w).T, wide @ w.T)
 
 

@@ -67,8 +67,12 @@ class Pages:
         self.native, self.plan = native, native.plan
 
     def read(self, group: int, page: int, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """(K, V) [PAGE_TOKENS][kv_heads][head_dim] of one layer."""
+        """(K, V) [PAGE_TOKENS][kv_heads][head_dim] of one layer; of a latent group V is the first numbers of K."""
         g = self.plan.groups[group]
+        if g.kind == "latent":
+            data = self.native.page(group, page).reshape(g.layers, -1)[layer]
+            rows = page_values(g.k_format, 1, data, (PAGE_TOKENS, g.head_dim)).astype(np.float64)[:, None]
+            return rows, rows[..., : g.width]
         data, at, out = self.native.page(group, page), 0, ([], [])
         for here in range(g.layers):
             for _ in range(g.kv_heads):

@@ -14,9 +14,9 @@ from pyruntime.backends.native import NativeBackend
 from pyruntime.bench import measure, report
 from pyruntime.bench.limits import Limits
 from pyruntime.bench.profile import label, profile
-from pyruntime.bench.work import Work, matrices, op_operations
-from pyruntime.models import llama
-from pyruntime.plan import Attention
+from pyruntime.bench.work import Work, matrices, op_bytes, op_operations
+from pyruntime.models import deepseek_v2, llama
+from pyruntime.plan import Attention, Experts
 from pyruntime.types import Batch
 from pyruntime.weights import Weights
 
@@ -40,6 +40,21 @@ def test_work_is_every_matrix_once_a_token(weights):
     assert work.weight_bytes == sum(weights[name].nbytes for name in named)
     assert work.step_bytes(100, 3) == work.weight_bytes + 300 * c.layers * c.kv_heads * c.head_dim * 4
     assert work.prompt_bytes(30, 16) == 2 * work.body_bytes + work.head_bytes + (16 + 30) * work.kv_bytes
+
+
+def test_a_token_meets_the_experts_it_chose():
+    """All heads' matrices, `used` of `count` experts, and the shared one."""
+    config = deepseek_v2.tiny()
+    plan, latent, e = deepseek_v2.plan(config), config.latent, config.experts
+    weights = Weights(stored(plan, random_values(plan, 0)))
+    heads = config.heads * (latent.keys + latent.rope) * latent.q_rank + config.heads * latent.rank * (latent.keys + latent.values)
+    attention = config.width * (latent.q_rank + config.head_dim + config.heads * latent.values) + heads
+    mixture = config.width * (e.count + 3 * (e.used * e.hidden + e.shared))
+    body = 3 * attention + 3 * config.width * config.hidden + 2 * mixture
+    assert sum(Work.of(plan, weights).operations(5, 1).values()) == 2 * (5 * body + config.vocab * config.width)
+    experts = next(op for op in plan.ops if isinstance(op, Experts))
+    assert op_operations(experts, weights, 7, 1, 9, 0) == 2 * 7 * 2 * e.used * e.hidden * config.width
+    assert op_bytes(experts, plan, weights, 9) == 2 * weights[experts.gate].nbytes * e.used // e.count
 
 
 def test_attention_counts_the_pairs_that_meet(weights):

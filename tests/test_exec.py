@@ -14,7 +14,9 @@ from reference_models import random_values, stored, tables_of
 from pyruntime import errors, machine
 from pyruntime._core import _engine
 from pyruntime.backends.native import NativeBackend
-from pyruntime.models import gpt2, llama
+from pyruntime.config import Experts, Latent, ModelConfig
+from pyruntime.models import deepseek_v2, gpt2, llama
+from pyruntime.plan import Plan
 from pyruntime.quant import FORMATS
 from pyruntime.types import Batch, greedy_rows
 
@@ -26,8 +28,11 @@ FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthChec
 
 @lru_cache(maxsize=16)
 def model(seed: int, low_memory: bool = False):
-    """A small model whose every number follows from the seed: plan and weights."""
+    """A small model whose every number follows from the seed: plan and weights. Every fourth has latents and experts."""
     rng = np.random.default_rng(seed)
+    if seed % 4 == 3:
+        plan = deepseek_v2.plan(deepseek(rng))
+        return plan, stored(plan, random_values(plan, seed), random_formats(plan, rng), low_memory=low_memory)
     kv_heads = int(rng.integers(1, 4))
     share = int(rng.integers(1, 6))
     head_dim = int(rng.choice([4, 16, 32, 40]))
@@ -45,9 +50,25 @@ def model(seed: int, low_memory: bool = False):
         rope_interleaved=bool(rng.integers(2)), tied=bool(rng.integers(2)), qkv_bias=bool(rng.integers(2)),
         qk_norm=bool(rng.integers(2)), k_format=str(rng.choice(cached)), v_format=str(rng.choice(cached)))
     plan = family.plan(config)
-    formats = {w.name: str(rng.choice([n for n, twin in FORMATS.items() if w.k % twin.BLOCK_WEIGHTS == 0]))
-               for w in plan.weights if w.k}
-    return plan, stored(plan, random_values(plan, seed), formats, low_memory=low_memory)
+    return plan, stored(plan, random_values(plan, seed), random_formats(plan, rng), low_memory=low_memory)
+
+
+def random_formats(plan: Plan, rng: np.random.Generator) -> dict[str, str]:
+    return {w.name: str(rng.choice([n for n, twin in FORMATS.items() if w.k % twin.BLOCK_WEIGHTS == 0]))
+            for w in plan.weights if w.k}
+
+
+def deepseek(rng: np.random.Generator) -> ModelConfig:
+    groups, each = int(rng.integers(1, 4)), int(rng.integers(2, 5))
+    experts = Experts(groups * each, int(rng.integers(1, 4)), int(rng.choice([32, 64])), 32, int(rng.integers(2)),
+                      bool(rng.integers(2)), bool(rng.integers(2)), groups, max(1, groups - 1), 2, bool(rng.integers(2)), 1.5)
+    experts = replace(experts, used=min(experts.used, experts.groups_kept * each))
+    latent = Latent(32 * int(rng.integers(1, 3)), 32 * int(rng.integers(2)), 32, 2 * int(rng.integers(1, 17)), 16)
+    format = str(rng.choice(["f16", "f32", "bf16"] + ["q8_0"] * (latent.rope == 32)))
+    return deepseek_v2.tiny(
+        layers=2, width=int(rng.choice([32, 64, 256])), heads=int(rng.choice([2, 4, 34])), hidden=64,
+        vocab=int(rng.integers(17, 260)), latent=latent, experts=experts, rope_interleaved=bool(rng.integers(2)),
+        k_format=format, v_format=format)
 
 
 def backend(seed: int = 0, *, low_memory: bool = False, **options) -> NativeBackend:
@@ -145,9 +166,10 @@ def test_a_tree_of_one_branch_is_a_chunk(seed, old, new):
     assert same(*got)
 
 
-def test_branches_do_not_see_each_other():
+@pytest.mark.parametrize("seed", [4, 7])
+def test_branches_do_not_see_each_other(seed):
     """Two branches side by side behind one prompt: what one holds changes nothing of the other."""
-    engine = backend(4)
+    engine = backend(seed)
     table, trees = [[9, 3, 7]], np.array([1, 3, 4, 12], np.uint64)
     got = []
     for other in (5, 6):
@@ -202,9 +224,10 @@ def test_paths_round_differently():
         assert same(got[0], coarse if prompt == "bf16" else exact) and same(got[1], coarse if generated == "bf16" else exact)
 
 
-def test_long_contexts_split_the_same_way():
+@pytest.mark.parametrize("seed", [5, 3, 7])
+def test_long_contexts_split_the_same_way(seed):
     """More than one attention split: a chunk, single tokens, and many sequences at once agree."""
-    engine = backend(3, pages=120, max_tokens=600)
+    engine = backend(seed, pages=120, max_tokens=600)
     text = np.random.default_rng(5).integers(0, engine.plan.vocab, 590).tolist()
     table = np.random.default_rng(6).permutation(120)[:37].tolist()
     rows = list(range(580, 590))
@@ -236,9 +259,10 @@ def test_threads_pools_instruction_sets_and_low_memory_agree(seed, paths):
         engine.close()
 
 
-def test_a_page_that_changes_hands_shows_nothing_of_its_past():
-    engine = backend(1, pages=2)
-    clean = backend(1, pages=2)
+@pytest.mark.parametrize("seed", [1, 3])
+def test_a_page_that_changes_hands_shows_nothing_of_its_past(seed):
+    engine = backend(seed, pages=2)
+    clean = backend(seed, pages=2)
     engine.run(Batch.build([([3] * 32, 0, 0)], tables=[[[0, 1]]]))
     engine.slot("logits")[:] = np.nan
     for page in range(2):
@@ -247,8 +271,9 @@ def test_a_page_that_changes_hands_shows_nothing_of_its_past():
     assert same(logits_of(clean, batch), logits_of(engine, batch))
 
 
-def test_a_copied_page_goes_its_own_way():
-    engine = backend(2)
+@pytest.mark.parametrize("seed", [2, 3])
+def test_a_copied_page_goes_its_own_way(seed):
+    engine = backend(seed)
     text = [1, 2, 3, 4, 5, 6]
     engine.run(whole([text], [[7]]))
     engine.copy_page(0, 7, 9)

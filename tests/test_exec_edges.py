@@ -14,13 +14,33 @@ from pyruntime import errors
 from pyruntime._core import _engine
 from pyruntime.backends import native
 from pyruntime.backends.native import NativeBackend
-from pyruntime.models import llama
-from pyruntime.plan import Attention, Embed, Gated, Linear, LinearAdd, Logits, NormLinear, Rope, RopeKV, Sample, Slot
+from pyruntime.config import Experts as Mixture
+from pyruntime.models import deepseek_v2, llama
+from pyruntime.plan import (
+    Attention,
+    EachLinear,
+    Embed,
+    Experts,
+    Gated,
+    LatentKV,
+    Linear,
+    LinearAdd,
+    Logits,
+    NormLinear,
+    Rope,
+    RopeKV,
+    Route,
+    RoutedAdd,
+    Sample,
+    Slot,
+)
 from pyruntime.types import Batch, greedy_rows
 from pyruntime.weights import Stored
 
 PLAN = llama.plan(llama.tiny(qkv_bias=True, qk_norm=True))
 WEIGHTS = stored(PLAN, random_values(PLAN, 0), {w.name: "Q8_0" for w in PLAN.weights if w.k})
+DEEP = deepseek_v2.plan(deepseek_v2.tiny(vocab=211, experts=Mixture(8, 3, 32, 64, 1, groups=4, groups_kept=2, biased=True)))
+DEEP_WEIGHTS = stored(DEEP, random_values(DEEP, 0), {w.name: "Q8_0" for w in DEEP.weights if w.k and w.k % 32 == 0})
 SIZES = {"pages": 8, "max_tokens": 32, "max_rows": 16, "max_seqs": 4, "histories": 2, "threads": 2}
 ENGINE = NativeBackend(PLAN, WEIGHTS, **SIZES)
 
@@ -256,13 +276,93 @@ def test_a_plan_that_does_not_hold_together_is_refused(what):
     assert "\n" not in str(error.value)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.data())
-def test_no_words_of_a_plan_crash(data):
+DOWN = next(op for op in DEEP.ops if isinstance(op, EachLinear) and op.routes)
+
+
+def with_down(**fields):
+    """The first EACH_LINEAR that follows routes."""
+    return lambda plan: dataclasses.replace(
+        plan, ops=tuple(dataclasses.replace(op, **fields) if op is DOWN else op for op in plan.ops))
+
+
+BAD_DEEP = {
+    "latent rows in a paged group": with_group(kind="paged", kv_heads=1),
+    "K and V apart in a latent group": lambda plan: dataclasses.replace(plan, ops=(
+        *plan.ops[:-1], RopeKV("queries", "kv", 0, heads=2, rope=None))),
+    "latent group of two heads": with_group(kv_heads=2),
+    "latent wider than its row": with_group(width=41),
+    "latent of no numbers": with_group(width=0),
+    "latent of two formats": with_group(v_format="f32"),
+    "latent of another rank": with_group(width=16),
+    "row of another width": with_slot("kv", width=41),
+    "queries of another width": with_slot("queries", width=161),
+    "results of another width": with_slot("mixed", width=4 * 40),
+    "latent layer past the group": with_op(LatentKV, layer=3),
+    "latent norm of another width": with_op(LatentKV, norm="blk.0.attn_norm.weight"),
+    "latent without a rope": with_op(LatentKV, rope=None),
+    "latent in place": with_op(LatentKV, q="queries"),
+    "rope wider than what is turned": lambda plan: dataclasses.replace(plan, ropes=(Rope((1.0,) * 5, True),)),
+    "queries narrower than what is turned": with_op(LatentKV, q="x", heads=16),
+    "latent epsilon not finite": with_op(LatentKV, eps=float("inf")),
+    "each in place": with_op(EachLinear, out="q"),
+    "each with no part": with_op(EachLinear, parts=0, of=0),
+    "each of no matrix": with_down(of=0),
+    "each with more parts than matrices": with_op(EachLinear, parts=8),
+    "each of fewer matrices than parts": with_op(EachLinear, of=8),
+    "each of matrices that are no whole groups": with_op(EachLinear, weight="blk.0.attn_q_b.weight"),
+    "each of matrices that do not divide": with_down(of=7),
+    "each of a vector": with_op(EachLinear, weight="output_norm.weight"),
+    "each from a narrow slot": with_op(EachLinear, x="x", weight="blk.0.attn_v_b.weight"),
+    "each into a narrow slot": with_op(EachLinear, out="values"),
+    "each by routes of another width": with_down(parts=2),
+    "each by routes that are none": with_down(routes="router"),
+    "each by its own output": with_down(out=DOWN.routes),
+    "experts of more than there are": with_op(Experts, parts=9),
+    "experts enormous": with_op(Experts, of=2**30),
+    "experts below zero": with_op(Experts, parts=-3),
+    "experts' gate and up apart": with_op(Experts, up="blk.1.ffn_down_exps.weight"),
+    "experts' norm of another width": with_op(Experts, norm="blk.0.attn_kv_a_norm.weight"),
+    "experts' activation unknown": with_op(Experts, activation=-1),
+    "experts into a narrow slot": with_op(Experts, out="x"),
+    "experts without routes": with_op(Experts, routes=None),
+    "experts' epsilon not finite": with_op(Experts, eps=float("nan")),
+    "more experts chosen than stay": with_op(Route, top_k=5),
+    "no expert chosen": with_op(Route, top_k=0),
+    "groups that do not divide": with_op(Route, groups=3),
+    "no groups": with_op(Route, groups=0),
+    "more groups kept than there are": with_op(Route, groups_kept=5),
+    "no group kept": with_op(Route, groups_kept=0),
+    "groups judged by none": with_op(Route, group_best=0),
+    "groups judged by more than they have": with_op(Route, group_best=3),
+    "scoring unknown": with_op(Route, scoring=2),
+    "normalize unknown": with_op(Route, normalize=2),
+    "routing bias of another width": with_op(Route, bias="blk.0.attn_norm.weight"),
+    "routes of another width": with_op(Route, out="router"),
+    "routes' scale not finite": with_op(Route, scale=float("nan")),
+    "more experts than a token may choose from": lambda plan: with_op(Route, groups=1)(with_slot("router", width=4096)(plan)),
+    "routed sum of another width": with_op(RoutedAdd, parts=2),
+    "routed sum in place": with_op(RoutedAdd, out="results"),
+    "routed sum of no parts": with_op(RoutedAdd, parts=0),
+    "routed sum by what is no route": with_op(RoutedAdd, routes="router"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_DEEP)
+def test_a_plan_of_latents_and_experts_that_does_not_hold_together_is_refused(what):
+    NativeBackend(DEEP, DEEP_WEIGHTS, **SIZES).close()
+    with pytest.raises((errors.FieldInvalid, errors.ModelInvalid)) as error:
+        NativeBackend(BAD_DEEP[what](DEEP), DEEP_WEIGHTS, **SIZES)
+    assert "\n" not in str(error.value)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data(), st.booleans())
+def test_no_words_of_a_plan_crash(data, deep):
     """The tables C reads, with any words changed: refused with one line, or bound and then run safely."""
-    ops, rest = native._words(PLAN), {k: v for k, v in SIZES.items() if k != "pages"}
-    slots = np.array([(s.width, s.per_row) for s in PLAN.slots], np.int32)
-    groups = np.array([native._group(PLAN.groups[0], 8)], np.int32)
+    plan, weights = (DEEP, DEEP_WEIGHTS) if deep else (PLAN, WEIGHTS)
+    ops, rest = native._words(plan), {k: v for k, v in SIZES.items() if k != "pages"}
+    slots = np.array([(s.width, s.per_row) for s in plan.slots], np.int32)
+    groups = np.array([native._group(plan.groups[0], 8)], np.int32)
     odd = st.one_of(st.integers(0, 12), st.sampled_from([2**32 - 1, 2**31, 2**31 - 1, 96, 160, 2**24, 0x7FC00000, 0x7F800000]))
     for _ in range(data.draw(st.integers(1, 4))):
         table = data.draw(st.sampled_from([ops, ops, ops, slots.view(np.uint32), groups.view(np.uint32)]))
@@ -271,8 +371,8 @@ def test_no_words_of_a_plan_crash(data):
     _, layers, kv_heads, head_dim, _, _, _, width, pages = groups[0].tolist()
     hypothesis.assume(layers * max(kv_heads * head_dim, width) * max(pages, 1) < 2**28)
     try:
-        engine = _engine.Engine(ops, slots, list(WEIGHTS), groups, [(np.array(PLAN.ropes[0].inv_freq), True, 1.0)], PLAN.vocab,
-                                PLAN.width, isa=0, pool=0, prompt_path=data.draw(st.integers(0, 1)), generated_path=0, **rest)
+        engine = _engine.Engine(ops, slots, list(weights), groups, [(np.array(plan.ropes[0].inv_freq), True, 1.0)], plan.vocab,
+                                plan.width, isa=0, pool=0, prompt_path=data.draw(st.integers(0, 1)), generated_path=0, **rest)
     except (errors.FieldInvalid, errors.ModelInvalid, MemoryError) as error:
         assert "\n" not in str(error)
         return

@@ -448,17 +448,22 @@ def caches(draw: st.DrawFn) -> tuple[int, int, int]:
 
 
 @given(seeds, caches(), st.integers(1, 7), st.integers(1, 40), st.integers(0, 120), st.sampled_from([0, 0, 1, 5, 40]),
-       st.sampled_from([0.0, 0.0, 5.0]), st.booleans(), st.booleans(), st.sampled_from(["normal", "spike"]), st.booleans())
+       st.sampled_from([0.0, 0.0, 5.0]), st.booleans(), st.booleans(), st.sampled_from(["normal", "spike"]), st.booleans(),
+       st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_attention(kernels: Kernels, seed: int, cache: tuple[int, int, int], share: int, new: int, old: int, window: int,
-                   softcap: float, sunk: bool, treed: bool, kind: str, evicted: bool) -> None:
-    """`new` tokens of a step behind `old` ones: tile == one by one == scalar, and scalar beside f64 with a naive mask."""
+                   softcap: float, sunk: bool, treed: bool, kind: str, evicted: bool, latent: bool) -> None:
+    """`new` tokens of a step behind `old` ones: tile == one by one == scalar, and scalar beside f64 with a naive mask.
+
+    latent: V's pages serve as K's too."""
     rng = np.random.default_rng(seed)
     k_format, v_format, head_dim = cache
+    k_format, kind = (v_format, "normal") if latent else (k_format, kind)
     new = min(new, 96 // share)
     tokens = old + new
     count = -(-tokens // 16) + 1  # the last page is empty
     k, v = values(rng, "normal", (tokens, head_dim)), values(rng, kind, (tokens, head_dim))
+    k = v if latent else k
     q, scale = values(rng, "normal", (new, share, head_dim)), float(np.float32(head_dim**-0.5 * rng.choice([1, 3, 20])))
     held = np.full((count, 16), -1, np.int32)
     flat = held.reshape(-1)
@@ -478,13 +483,13 @@ def test_attention(kernels: Kernels, seed: int, cache: tuple[int, int, int], sha
     seen = (at >= 0) & (at <= here) & ((window == 0) | (at > here - window))
     if trees is not None:
         seen[:, old:] &= (trees[:, None] >> np.arange(new, dtype=np.uint64) & np.uint64(1)).astype(bool)
-    kp, vp = pages_of(SCALAR, k_format, "k", k, count), pages_of(SCALAR, v_format, "v", v, count)
+    kp, vp = pages_of(SCALAR, k_format, "v" if latent else "k", k, count), pages_of(SCALAR, v_format, "v", v, count)
     split = int(rng.integers(1, count))
     sinks = values(rng, "normal", share) if sunk else None
 
     def whole(which: Kernels, tile: bool) -> list[np.ndarray]:
-        parts = [which.attention(q, kp[a:b], vp[a:b], held[a:b], positions, scale, window, softcap, k_format, v_format, trees,
-                                 old, a, tile) for a, b in ((0, split), (split, count))]
+        parts = [which.attention(q, kp[a:b], None if latent else vp[a:b], held[a:b], positions, scale, window, softcap, k_format,
+                                 v_format, trees, old, a, tile) for a, b in ((0, split), (split, count))]
         return [which.attention_join(parts, head_dim, sinks), *(x for part in parts for x in part)]
 
     first = whole(SCALAR, False)

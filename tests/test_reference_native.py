@@ -15,8 +15,8 @@ from reference_models import native_backend, random_values, stored
 
 from pyruntime import plan as p
 from pyruntime.backends.torch import TorchBackend
-from pyruntime.config import RopeScaling
-from pyruntime.models import gemma3, gpt2, llama, mamba2
+from pyruntime.config import Experts, Latent, ModelConfig, RopeScaling
+from pyruntime.models import deepseek_v2, gemma3, gpt2, llama, mamba2
 from pyruntime.quant import FORMATS
 from pyruntime.types import Batch
 
@@ -36,8 +36,28 @@ def one_thread():
 
 
 @st.composite
+def deepseeks(draw) -> ModelConfig:
+    """Latents, heads and experts of many shapes; groups that limit what tokens choose from."""
+    rope = 2 * draw(st.integers(1, 12))
+    latent = Latent(16 * draw(st.integers(1, 5)), draw(st.sampled_from([0, 24, 64])), draw(st.sampled_from([5, 16, 32])), rope,
+                    16 * draw(st.integers(1, 3)), draw(st.sampled_from([1e-6, 1e-2])))
+    groups, each = draw(st.sampled_from([1, 1, 2, 3])), draw(st.integers(1, 4))
+    kept = draw(st.integers(1, groups))
+    experts = Experts(groups * each, draw(st.integers(1, min(5, kept * each))), 16 * draw(st.integers(1, 4)),
+                      draw(st.sampled_from([0, 32, 50])), draw(st.integers(0, 1)), draw(st.booleans()), draw(st.booleans()), groups,
+                      kept, draw(st.integers(1, min(2, each))), draw(st.booleans()), draw(st.sampled_from([1.0, 2.5])))
+    cached = ["f16", "f32", "bf16"] + ["q8_0"] * ((latent.rank + rope) % 32 == 0)
+    format = draw(st.sampled_from(cached))
+    return deepseek_v2.tiny(layers=2, width=16 * draw(st.sampled_from([1, 2, 4, 6, 16])),
+                            heads=draw(st.sampled_from([1, 3, 6, 20])), hidden=draw(st.integers(3, 90)),
+                            vocab=draw(st.integers(17, 70)), latent=latent, rope_interleaved=draw(st.booleans()),
+                            experts=draw(st.sampled_from([experts, experts, None])),
+                            k_format=format, v_format=format)
+
+
+@st.composite
 def models(draw) -> tuple[p.Plan, dict[str, str], int]:
-    """(plan, format of each matrix, seed) of a random small llama, gemma, gpt2 or mamba2, or one of layers of two."""
+    """(plan, format of each matrix, seed) of a random small llama, gemma, gpt2, deepseek or mamba2, or of two families."""
     kv_heads, share = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2, 3, 5]))
     head_dim = 2 * draw(st.integers(1, 20)) if draw(st.booleans()) else draw(st.sampled_from([16, 32, 64]))
     cached = ["f16", "f16", "f32", "bf16"] + ["q8_0", "q8_0"] * (head_dim % 32 == 0)
@@ -48,8 +68,10 @@ def models(draw) -> tuple[p.Plan, dict[str, str], int]:
         hidden=hidden, vocab=draw(st.integers(17, 70)), tied=draw(st.booleans()), rope_interleaved=draw(st.booleans()),
         rope_scaling=RopeScaling("linear", 2.5) if draw(st.booleans()) else RopeScaling(),
         k_format=draw(st.sampled_from(cached)), v_format=draw(st.sampled_from(cached)))
-    family = draw(st.sampled_from([llama, llama, gemma3, gpt2, mamba2]))
-    if family is mamba2:
+    family = draw(st.sampled_from([llama, llama, gemma3, gpt2, mamba2, deepseek_v2]))
+    if family is deepseek_v2:
+        plan = deepseek_v2.plan(draw(deepseeks()))
+    elif family is mamba2:
         plan = mamba2.plan(mamba2.tiny(
             layers=fields["layers"], width=width, heads=kv_heads * share, head_dim=head_dim, groups=kv_heads,
             numbers=draw(st.integers(1, 20)), vocab=fields["vocab"], taps=draw(st.integers(2, 5)), bias=draw(st.booleans()),
@@ -75,7 +97,7 @@ def models(draw) -> tuple[p.Plan, dict[str, str], int]:
         kind = draw(st.sampled_from([p.Activation.SILU, p.Activation.GELU_TANH, p.Activation.GELU]))
         plan = replace(plan, groups=tuple(replace(g, window=0) for g in plan.groups), ops=tuple(
             replace(op, window=window, softcap=softcap) if isinstance(op, p.Attention) else
-            replace(op, activation=kind) if isinstance(op, p.Gated) or getattr(op, "activation", -1) >= 0 else
+            replace(op, activation=kind) if isinstance(op, (p.Gated, p.Experts)) or getattr(op, "activation", -1) >= 0 else
             replace(op, scale=1.5) if isinstance(op, p.Embed) else
             replace(op, softcap=softcap, scale=1.5) if isinstance(op, p.Logits) else
             replace(op, scale=0.75) if isinstance(op, p.LinearAdd) else op for op in plan.ops))

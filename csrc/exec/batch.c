@@ -199,7 +199,7 @@ static void store_positions(rt_engine *e, const rt_batch *b, int32_t g) {
   }
 }
 
-static enum rt_path path_of(const rt_engine *e, const rt_batch *b, int32_t token) {
+enum rt_path rt_path_of(const rt_engine *e, const rt_batch *b, int32_t token) {
   return (enum rt_path)(b->roles[token] ? e->limits.generated_path : e->limits.prompt_path);
 }
 
@@ -208,7 +208,7 @@ static void order_lines(const rt_engine *e, const rt_batch *b, const int32_t *ro
   int32_t done = 0;
   for (int32_t path = 0; path < RT_PATHS; path++) {
     for (int32_t i = 0; i < n; i++)
-      if ((int32_t)path_of(e, b, rows ? rows[i] : i) == path) lines->at[done++] = i;
+      if ((int32_t)rt_path_of(e, b, rows ? rows[i] : i) == path) lines->at[done++] = i;
     lines->ends[path] = done;
   }
 }

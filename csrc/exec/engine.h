@@ -16,6 +16,8 @@ enum {
   RT_SPLIT_UNITS = 64, /* up to this many (token, KV head) pairs splits are units of their own */
   RT_TOKENS = 64,      /* rows of one linear unit in A16 */
   RT_TOKENS_BF16 = 256, /* and in BF16, where weights cost most to unpack */
+  RT_LATENT_HEADS = 16, /* most query heads of a latent group that one unit of attention takes */
+  RT_EXPERTS = 2048,   /* most matrices that a token may choose from */
   RT_FUSED = 4,        /* up to this many tokens each thread rounds the activations for itself */
   RT_CHANNELS = 64,    /* channels of one convolution unit */
   RT_GONE = -1,         /* in a block table: the page behind a window was given back */
@@ -46,13 +48,24 @@ typedef struct rt_linear {
   } parts[3];
 } rt_linear;
 
-typedef struct rt_bound { enum rt_op_kind kind; rt_op_fields f; rt_linear linear; } rt_bound;
+/* EACH_LINEAR and EXPERTS (exec/each.h). x_stride 0: a token's parts share one input. */
+typedef struct rt_each {
+  int32_t x, out, routes, k, parts, of, groups, x_stride, out_stride, activation; /* groups: of one matrix */
+  float eps;
+  const float *norm;                 /* [k] or NULL */
+  const rt_matrix *matrix, *up;      /* [of * 16 groups][k]; up only in EXPERTS */
+} rt_each;
 
-/* One group: [page][layer][kv_head][K [head_dim][16] | V [16][head_dim]]; of states [slot][layer][width]. */
+enum rt_scoring { RT_SOFTMAX, RT_SIGMOID, RT_SCORINGS }; /* plan.Scoring */
+
+typedef struct rt_bound { enum rt_op_kind kind; rt_op_fields f; rt_linear linear; rt_each each; } rt_bound;
+
+/* One group: [page][layer][kv_head][K [head_dim][16] | V [16][head_dim]]; a latent one: [page][layer][row [head_dim] of 16], of
+ * which the first value_dim numbers are V; of states [slot][layer][width]. */
 typedef struct rt_cache {
   rt_region memory;
   enum rt_group_kind kind;
-  int32_t layers, kv_heads, head_dim, window, width, pages;
+  int32_t layers, kv_heads, head_dim, value_dim, window, width, pages;
   rt_format k_format, v_format;
   size_t k_bytes, head_bytes, layer_bytes, page_bytes;
   int32_t *positions; /* [pages][16] stored position of each slot */
@@ -83,6 +96,12 @@ typedef struct rt_token { int32_t token, position, sequence; } rt_token;
 typedef struct rt_run { int32_t token, count, block, slot; } rt_run; /* tokens that go to one page: `block` of rt_step.blocks */
 typedef struct rt_block rt_block;
 typedef struct rt_query rt_query;
+typedef struct rt_pair_block { int32_t first, rows, matrix; enum rt_path path; } rt_pair_block;
+typedef struct rt_pairs { /* of the EACH_LINEAR or EXPERTS op that runs: pair token * parts + part */
+  int32_t *place, *at, *ends; /* [pairs] where a pair stands among the sorted; [pairs] which one stands there; [of * RT_PATHS] */
+  rt_pair_block *blocks;      /* [pairs] */
+  int32_t n_blocks;
+} rt_pairs;
 /* Neighbouring tokens of a sequence that attention takes together; fresh: slot of the sequence's first token in this step. */
 typedef struct rt_tile { int32_t sequence, token, count, fresh; } rt_tile;
 
@@ -127,6 +146,7 @@ struct rt_engine {
   rt_sampled *sampled;   /* [max_rows] */
   uint8_t *acts;         /* activations of every token, when more than RT_FUSED */
   float *rates;          /* dt and decay of a SCAN's heads [max_tokens][2][heads] */
+  rt_pairs pairs;
   uint32_t checks;       /* number of this batch check */
   rt_partials partials;  /* of RT_SPLIT_UNITS (token, KV head) pairs */
   rt_step step;
@@ -135,6 +155,7 @@ struct rt_engine {
   int32_t splits;        /* of one pair that partials have room for */
   /* The largest an op needs. */
   size_t acts_bytes, fused_bytes, group_bytes, row_floats;
+  size_t pairs_most, keys_most;
   size_t page_floats;                        /* attention_tile's scratch */
   int32_t scan_heads;
   int32_t share, query_rows, partial_floats; /* query heads of a KV head; rows of a tile; floats of a tile's partial */
@@ -160,4 +181,14 @@ void rt_room_free(rt_engine *e);
 
 /* exec/batch.c: everything a step reads from a batch, proven; then the step's tables. */
 rt_code rt_step_begin(rt_engine *e, const rt_batch *batch, int32_t first, int32_t last, rt_status *st);
+enum rt_path rt_path_of(const rt_engine *e, const rt_batch *b, int32_t token);
+
+/* Query heads that one unit of attention takes: those of a KV head; of a latent group's one head, whose page is widened for
+ * them, the largest divisor that is not more than RT_LATENT_HEADS. */
+static inline int32_t rt_share_of(const rt_cache *c, int32_t heads) {
+  if (c->kind != RT_LATENT) return heads / c->kv_heads;
+  int32_t share = heads < RT_LATENT_HEADS ? heads : RT_LATENT_HEADS;
+  while (heads % share) share--;
+  return share;
+}
 #endif

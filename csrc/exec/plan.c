@@ -210,6 +210,7 @@ static bool bind_rope_kv(const binding *b, rt_bound *o) {
   const float *norm;
   if (!c || !slot_of(b, "qkv", f->qkv, ((int64_t)f->heads + 2 * c->kv_heads) * c->head_dim, 0) || !finite_field(b, "eps", f->eps))
     return false;
+  if (c->kind != RT_PAGED) return refuse(b, "its cache group keeps no K and V apart");
   if (!vector_of(b, "q_norm", f->q_norm, c->head_dim, false, &norm) || !vector_of(b, "k_norm", f->k_norm, c->head_dim, false, &norm))
     return false;
   if (f->rope < -1 || f->rope >= b->e->n_ropes) return refuse(b, "rope is %d; the plan has %d", f->rope, b->e->n_ropes);
@@ -218,13 +219,123 @@ static bool bind_rope_kv(const binding *b, rt_bound *o) {
   return true;
 }
 
+static bool bind_latent_kv(const binding *b, rt_bound *o) {
+  const rt_op_latent_kv *f = &o->f.latent_kv;
+  const rt_cache *c = cache_of(b, f->group, f->layer, f->heads);
+  const float *norm;
+  if (!c) return false;
+  if (c->kind != RT_LATENT) return refuse(b, "its cache group keeps no latent rows");
+  int32_t turned = c->head_dim - c->value_dim;
+  if (!slot_of(b, "kv", f->kv, c->head_dim, 0) || !slot_of(b, "out", f->out, (int64_t)f->heads * c->head_dim, 0) ||
+      !slot_index(b, "q", f->q, 0) || !vector_of(b, "norm", f->norm, c->value_dim, true, &norm) || !finite_field(b, "eps", f->eps))
+    return false;
+  if (f->out == f->kv || f->out == f->q) return refuse(b, "it reads and writes slot %d", f->out);
+  if (b->e->slots[f->q].width % f->heads || b->e->slots[f->q].width / f->heads < turned)
+    return refuse(b, "q is slot %d, %d wide; %d heads of at least %d are needed", f->q, b->e->slots[f->q].width, f->heads, turned);
+  if (f->rope < 0 || f->rope >= b->e->n_ropes) return refuse(b, "rope is %d; the plan has %d", f->rope, b->e->n_ropes);
+  if (2 * b->e->ropes[f->rope].pairs > turned)
+    return refuse(b, "rope %d turns %d pairs; a head has %d numbers to turn", f->rope, b->e->ropes[f->rope].pairs, turned);
+  return true;
+}
+
+/* `of` matrices, one behind the other in a weight of k columns, each of whole packed groups: rows of one, 0 when it is none. */
+static int32_t stack_of(const binding *b, const char *field, int32_t weight, int32_t k, int32_t of, const rt_matrix **out) {
+  const rt_matrix *m = *out = matrix_of(b, field, weight, k);
+  if (!m) return 0;
+  if (m->rows % of || m->rows / of % RT_GROUP) {
+    refuse(b, "%s is weight %d with %d rows; %d matrices of whole groups of %d are needed", field, weight, m->rows, of, RT_GROUP);
+    return 0;
+  }
+  return m->rows / of;
+}
+
+/* What EACH_LINEAR and EXPERTS share. Pairs and units of a step fit their type: TOKENS_MOST * RT_EXPERTS pairs, and ROWS_MOST
+ * leaves 2^28 units, as parts are at most `of`. */
+static bool each_of(const binding *b, rt_each *l) {
+  if (l->of < 1 || l->of > RT_EXPERTS) return refuse(b, "of is %d; it must be 1 to %d", l->of, RT_EXPERTS);
+  if (l->parts < 1 || l->parts > l->of) return refuse(b, "parts is %d; it must be 1 to %d", l->parts, l->of);
+  if (l->routes != -1 && !slot_of(b, "routes", l->routes, 2 * (int64_t)l->parts, 0)) return false;
+  if (l->routes == -1 && l->parts != l->of) return refuse(b, "without routes a token meets %d matrices, not %d", l->of, l->parts);
+  if (!slot_index(b, "x", l->x, 0) || !slot_index(b, "out", l->out, 0)) return false;
+  if (l->x == l->out || l->out == l->routes) return refuse(b, "it reads and writes slot %d", l->out);
+  if (b->e->slots[l->out].width % l->parts)
+    return refuse(b, "out is slot %d, %d wide; it must be a multiple of %d", l->out, b->e->slots[l->out].width, l->parts);
+  l->out_stride = b->e->slots[l->out].width / l->parts;
+  return true;
+}
+
+static bool bind_each_linear(const binding *b, rt_bound *o) {
+  const rt_op_each_linear *f = &o->f.each_linear;
+  rt_each *l = &o->each;
+  *l = (rt_each){.x = f->x, .out = f->out, .routes = f->routes, .parts = f->parts, .of = f->of};
+  if (!each_of(b, l)) return false;
+  if (f->weight >= 0 && f->weight < b->e->n_weights) l->k = b->e->weights[f->weight].k;
+  int32_t rows = stack_of(b, "weight", f->weight, l->k, l->of, &l->matrix);
+  if (rows == 0) return false;
+  l->groups = rows / RT_GROUP;
+  if (b->e->slots[f->x].width % l->parts || (l->x_stride = b->e->slots[f->x].width / l->parts) < l->k)
+    return refuse(b, "x is slot %d, %d wide; %d parts of at least %d are needed", f->x, b->e->slots[f->x].width, l->parts, l->k);
+  if (l->out_stride < rows)
+    return refuse(b, "out is slot %d, %d wide; %d parts of at least %d are needed", f->out, b->e->slots[f->out].width, l->parts,
+                  rows);
+  return true;
+}
+
+static bool bind_experts(const binding *b, rt_bound *o) {
+  const rt_op_experts *f = &o->f.experts;
+  rt_each *l = &o->each;
+  *l = (rt_each){.x = f->x, .out = f->out, .routes = f->routes, .parts = f->parts, .of = f->of, .activation = f->activation,
+                 .eps = f->eps};
+  if (f->activation < 0 || f->activation > 2) return refuse(b, "activation is %d; it must be 0 to 2", f->activation);
+  if (!each_of(b, l) || !finite_field(b, "eps", f->eps)) return false;
+  l->k = b->e->slots[f->x].width;
+  if (!vector_of(b, "norm", f->norm, l->k, false, &l->norm)) return false;
+  int32_t rows = stack_of(b, "gate", f->gate, l->k, l->of, &l->matrix), ups = 0;
+  if (rows == 0 || (ups = stack_of(b, "up", f->up, l->k, l->of, &l->up)) == 0) return false;
+  if (rows != ups) return refuse(b, "gate has %d rows and up %d; they must agree", rows, ups);
+  l->groups = rows / RT_GROUP;
+  if (l->out_stride != rows)
+    return refuse(b, "out is slot %d, %d wide; %d parts of %d are needed", f->out, b->e->slots[f->out].width, l->parts, rows);
+  return true;
+}
+
+static bool bind_route(const binding *b, rt_bound *o) {
+  const rt_op_route *f = &o->f.route;
+  const float *bias;
+  if (!slot_index(b, "logits", f->logits, 0)) return false;
+  int32_t experts = b->e->slots[f->logits].width;
+  if (experts > RT_EXPERTS) return refuse(b, "logits is %d wide; %d experts are the most", experts, RT_EXPERTS);
+  if (f->scoring < 0 || f->scoring >= RT_SCORINGS) return refuse(b, "scoring is %d; it must be 0 or 1", f->scoring);
+  if (f->normalize < 0 || f->normalize > 1) return refuse(b, "normalize is %d; it must be 0 or 1", f->normalize);
+  if (f->groups < 1 || f->groups > experts || experts % f->groups)
+    return refuse(b, "groups is %d; %d experts do not divide evenly over it", f->groups, experts);
+  if (f->groups_kept < 1 || f->groups_kept > f->groups)
+    return refuse(b, "groups_kept is %d; it must be 1 to %d", f->groups_kept, f->groups);
+  if (f->group_best < 1 || f->group_best > experts / f->groups)
+    return refuse(b, "group_best is %d; it must be 1 to %d", f->group_best, experts / f->groups);
+  if (f->top_k < 1 || f->top_k > experts / f->groups * f->groups_kept)
+    return refuse(b, "top_k is %d; it must be 1 to %d", f->top_k, experts / f->groups * f->groups_kept);
+  if (f->logits == f->out) return refuse(b, "it reads and writes slot %d", f->out);
+  return slot_of(b, "out", f->out, 2 * (int64_t)f->top_k, 0) && vector_of(b, "bias", f->bias, experts, false, &bias) &&
+         finite_field(b, "scale", f->scale);
+}
+
+static bool bind_routed_add(const binding *b, rt_bound *o) {
+  const rt_op_routed_add *f = &o->f.routed_add;
+  if (f->parts < 1 || f->parts > RT_EXPERTS) return refuse(b, "parts is %d; it must be 1 to %d", f->parts, RT_EXPERTS);
+  if (!slot_index(b, "out", f->out, 0) || !slot_of(b, "x", f->x, (int64_t)b->e->slots[f->out].width * f->parts, 0)) return false;
+  if (f->x == f->out || f->routes == f->out) return refuse(b, "it reads and writes slot %d", f->out);
+  return slot_of(b, "routes", f->routes, 2 * (int64_t)f->parts, 0);
+}
+
 static bool bind_attention(const binding *b, rt_bound *o) {
   const rt_op_attention *f = &o->f.attention;
   const rt_cache *c = cache_of(b, f->group, f->layer, f->heads);
   const float *sinks;
-  if (!c || !slot_of(b, "qkv", f->qkv, ((int64_t)f->heads + 2 * c->kv_heads) * c->head_dim, 0) ||
-      !slot_of(b, "out", f->out, (int64_t)f->heads * c->head_dim, 0) || !vector_of(b, "sinks", f->sinks, f->heads, false, &sinks) ||
-      !finite_field(b, "scale", f->scale) || !finite_field(b, "softcap", f->softcap))
+  int64_t beside = c && c->kind == RT_PAGED ? 2 * c->kv_heads : 0; /* a latent group's slot holds q alone */
+  if (!c || !slot_of(b, "qkv", f->qkv, (f->heads + beside) * c->head_dim, 0) ||
+      !slot_of(b, "out", f->out, (int64_t)f->heads * c->value_dim, 0) ||
+      !vector_of(b, "sinks", f->sinks, f->heads, false, &sinks) || !finite_field(b, "scale", f->scale) || !finite_field(b, "softcap", f->softcap))
     return false;
   if (f->qkv == f->out) return refuse(b, "it reads and writes slot %d", f->out);
   if (f->window < 0) return refuse(b, "window is %d; it must be 0 or more", f->window);
@@ -320,6 +431,11 @@ static bool bind_op(binding *b, int32_t i) {
     case RT_OP_CONV: return bind_conv(b, o);
     case RT_OP_SCAN: return bind_scan(b, o);
     case RT_OP_GATED_NORM: return bind_gated_norm(b, o);
+    case RT_OP_LATENT_KV: return bind_latent_kv(b, o);
+    case RT_OP_EACH_LINEAR: return bind_each_linear(b, o);
+    case RT_OP_ROUTE: return bind_route(b, o);
+    case RT_OP_EXPERTS: return bind_experts(b, o);
+    case RT_OP_ROUTED_ADD: return bind_routed_add(b, o);
     case RT_OP_LOGITS: return bind_logits(b, o);
     case RT_OP_SAMPLE: return slot_of(b, "logits", o->f.sample.logits, b->e->vocab, 1);
     case RT_OPS: break;
@@ -390,16 +506,21 @@ static bool bind_group(const binding *b, int32_t i) {
   rt_cache *c = &b->e->groups[i];
   rt_status *st = b->st;
   if (g->kind == RT_STATE) return bind_states(b, i);
-  if (g->kind != RT_PAGED) return rt_fail(st, RT_INVALID, "cache group %d is of kind %d; known: paged, state", i, g->kind), false;
+  if (g->kind != RT_PAGED && g->kind != RT_LATENT)
+    return rt_fail(st, RT_INVALID, "cache group %d is of kind %d; known: paged, latent, state", i, g->kind), false;
   b->e->n_paged++;
   if (!range(st, "a cache group's layers", g->layers, 1, LAYERS_MOST) || !range(st, "kv_heads", g->kv_heads, 1, HEADS_MOST) ||
       !range(st, "head_dim", g->head_dim, 1, HEAD_DIM_MOST) || !range(st, "pages", g->pages, 1, PAGES_MOST) ||
       !range(st, "a cache group's window", g->window, 0, INT32_MAX) ||
       !range(st, "k_format", g->k_format, 0, RT_FORMATS - 1) || !range(st, "v_format", g->v_format, 0, RT_FORMATS - 1))
     return false;
-  *c = (rt_cache){.kind = (enum rt_group_kind)g->kind, .layers = g->layers, .kv_heads = g->kv_heads,
-                  .head_dim = g->head_dim, .window = g->window, .pages = g->pages, .k_format = (rt_format)g->k_format,
-                  .v_format = (rt_format)g->v_format};
+  if (g->kind == RT_LATENT && (!range(st, "a latent group's kv_heads", g->kv_heads, 1, 1) ||
+                               !range(st, "a latent group's width", g->width, 1, g->head_dim) ||
+                               !range(st, "a latent group's v_format, as its k_format,", g->v_format, g->k_format, g->k_format)))
+    return false;
+  *c = (rt_cache){.kind = (enum rt_group_kind)g->kind, .layers = g->layers, .kv_heads = g->kv_heads, .head_dim = g->head_dim,
+                  .value_dim = g->kind == RT_LATENT ? g->width : g->head_dim, .window = g->window, .pages = g->pages,
+                  .k_format = (rt_format)g->k_format, .v_format = (rt_format)g->v_format};
   const rt_format_info *k = &rt_format_table[c->k_format], *v = &rt_format_table[c->v_format];
   if (!b->e->k->store_k[c->k_format] || !b->e->k->store_v[c->v_format])
     return rt_fail(st, RT_INVALID, "a cache in %s and %s is not supported; known: F32, F16, BF16, Q8_0", k->name, v->name), false;
@@ -407,7 +528,8 @@ static bool bind_group(const binding *b, int32_t i) {
     return rt_fail(st, RT_INVALID, "a cache in %s and %s needs heads of whole blocks of %d, and head_dim is %d; take F16 or BF16",
                    k->name, v->name, k->block_weights > v->block_weights ? k->block_weights : v->block_weights, c->head_dim), false;
   c->k_bytes = (size_t)(c->head_dim / k->block_weights) * RT_PAGE * (size_t)k->block_bytes;
-  c->head_bytes = c->k_bytes + (size_t)(c->head_dim / v->block_weights) * RT_PAGE * (size_t)v->block_bytes;
+  c->head_bytes = c->k_bytes;
+  if (g->kind != RT_LATENT) c->head_bytes += (size_t)(c->head_dim / v->block_weights) * RT_PAGE * (size_t)v->block_bytes;
   c->layer_bytes = c->head_bytes * (size_t)c->kv_heads;
   c->page_bytes = c->layer_bytes * (size_t)c->layers;
   return make_pages(c, st);
@@ -443,13 +565,21 @@ static void measure(rt_engine *e) {
     const rt_linear *l = &o->linear;
     if (o->kind == RT_OP_ATTENTION) {
       const rt_cache *c = &e->groups[o->f.attention.group];
-      int32_t share = o->f.attention.heads / c->kv_heads, width = rt_attention_width(c->head_dim);
+      int32_t share = rt_share_of(c, o->f.attention.heads), width = rt_attention_width(c->head_dim);
       e->share = share > e->share ? share : e->share;
       e->query_rows = e->share > RT_QUERY_ROWS ? e->share : RT_QUERY_ROWS / e->share * e->share;
       widest = width > widest ? width : widest;
       e->page_floats = 2 * RT_TILE_SLOTS * (size_t)widest;
     }
     if (o->kind == RT_OP_SCAN && o->f.scan.heads > e->scan_heads) e->scan_heads = o->f.scan.heads;
+    if (o->each.matrix) {
+      const rt_each *each = &o->each;
+      size_t pairs = (size_t)e->limits.max_tokens * (size_t)each->parts;
+      e->acts_bytes = larger(e->acts_bytes, rt_act_bytes(each->k) * pairs);
+      e->group_bytes = larger(e->group_bytes, each->matrix->group_bytes);
+      if (each->up) e->group_bytes = larger(e->group_bytes, each->up->group_bytes);
+      e->pairs_most = larger(e->pairs_most, pairs), e->keys_most = larger(e->keys_most, (size_t)each->of * RT_PATHS);
+    }
     if (l->n_parts) {
       size_t one = rt_act_bytes(l->k);
       e->acts_bytes = larger(e->acts_bytes, one * (size_t)(l->flagged ? e->limits.max_rows : e->limits.max_tokens));
@@ -527,6 +657,10 @@ static void lay_out(rt_engine *e, taker *t) {
   e->sampled = take(t, rows, sizeof *e->sampled);
   e->acts = take(t, e->acts_bytes, 1);
   e->rates = take(t, tokens * 2 * (uint64_t)e->scan_heads, sizeof(float));
+  e->pairs.place = take(t, e->pairs_most, sizeof *e->pairs.place);
+  e->pairs.at = take(t, e->pairs_most, sizeof *e->pairs.at);
+  e->pairs.ends = take(t, e->keys_most, sizeof *e->pairs.ends);
+  e->pairs.blocks = take(t, e->pairs_most, sizeof *e->pairs.blocks);
   lay_out_step(e, t);
   for (int32_t i = 0; i < e->limits.threads; i++) lay_out_thread(e, t, &e->scratch[i]);
 }

@@ -5,14 +5,17 @@
  *   EMBED      -, a unit a token; so NORM_ADD
  *   linear     norm and round a token (only beyond RT_FUSED tokens), a unit is RT_TOKENS tokens of one path times a packed
  *              group of 16 rows
- *   ROPE_KV    cosines and sines of a token (once a step), a unit is the tokens that go to one page
- *   ATTENTION  a unit is (KV head, tile of tokens), or (KV head, tile, split) when tokens are few and then the joining of splits
+ *   EACH_LINEAR, EXPERTS   exec/each.h;  ROUTE, ROUTED_ADD  -, a unit a token
+ *   ROPE_KV, LATENT_KV     cosines and sines of a token (once a step), a unit is the tokens that go to one page
+ *   ATTENTION  a unit is (KV head, tile of tokens), or (KV head, tile, split) when tokens are few and then the joining of splits;
+ *              of a latent group's one KV head the query heads are taken in parts
  *   SAMPLE     -, a unit a flagged row
  *   CONV, SCAN, GATED_NORM   exec/recur.c */
 #define _GNU_SOURCE
+#include "exec/each.h"
 #include "exec/recur.h"
 #include "exec/sample.h"
-#include "load/pack.h"
+#include "exec/work.h"
 
 #include <float.h>
 #include <math.h>
@@ -21,20 +24,7 @@
 #include <time.h>
 
 enum { PHASES = 2 };
-enum { CLAIM_BYTES = 96 << 10 }; /* a claim's weights at one token; more tokens, fewer weights */
-
-static inline int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
-static inline int32_t most_of(int64_t budget, int64_t unit) { return budget > unit ? (int32_t)(budget / unit) : 1; }
-
-static float *row_of(const rt_engine *e, int32_t slot, int32_t row) { return rt_row(e, slot, row); }
-
 /* ---- EMBED ---- */
-
-static const uint8_t *packed_group(const rt_matrix *m, int32_t group, rt_scratch *s) {
-  if (m->packed) return m->packed + (size_t)group * m->group_bytes;
-  rt_pack_group(m->format, (uint64_t)m->rows, (uint64_t)m->k, m->blocks, (uint64_t)group, s->group);
-  return s->group;
-}
 
 static void matrix_row(const rt_engine *e, int32_t weight, int32_t row, float scale, float *out, rt_scratch *s) {
   const rt_matrix *m = &e->weights[weight];
@@ -80,8 +70,6 @@ static const uint8_t *rounded(rt_engine *e, int32_t op, const rt_linear *l, rt_s
 
 typedef struct block { int32_t first, rows; enum rt_path path; } block; /* lines of one unit */
 
-static const int32_t block_rows[RT_PATHS] = {[RT_PATH_A16] = RT_TOKENS, [RT_PATH_BF16] = RT_TOKENS_BF16};
-
 static int32_t blocks_of(const rt_lines *lines, int32_t path) {
   int32_t n = lines->ends[path] - (path ? lines->ends[path - 1] : 0);
   return (n + block_rows[path] - 1) / block_rows[path];
@@ -92,19 +80,6 @@ static block block_at(const rt_lines *lines, int32_t number) {
   for (int32_t n; (n = blocks_of(lines, path)) <= number; path++) number -= n;
   first = (path ? lines->ends[path - 1] : 0) + number * block_rows[path];
   return (block){first, least(lines->ends[path] - first, block_rows[path]), (enum rt_path)path};
-}
-
-/* y [rows][16 * (last - first)] = groups [first, last) of m times the activations of a block. */
-static void multiply(const rt_engine *e, const rt_matrix *m, int32_t first, int32_t last, const uint8_t *acts, const block *b,
-                     float *restrict y, rt_scratch *s) {
-  size_t stride = rt_act_bytes(m->k), ldy = (size_t)(last - first) * RT_GROUP;
-  rt_linear_kernel *run = b->path == RT_PATH_BF16 ? e->k->linear_bf16[m->format] : e->k->linear[m->format];
-  if (m->packed) {
-    run(m->packed, m->k, first, last, acts, stride, b->rows, y, ldy);
-  } else {
-    for (int32_t g = first; g < last; g++)
-      run(packed_group(m, g, s), m->k, 0, 1, acts, stride, b->rows, y + (g - first) * RT_GROUP, ldy);
-  }
 }
 
 static void finish(const rt_engine *e, const rt_linear *l, const float *bias, float *restrict y, const float *restrict y2, int32_t n,
@@ -128,8 +103,8 @@ static void linear_block(rt_engine *e, const rt_linear *l, const struct rt_part 
   int32_t ldy = (last - first) * RT_GROUP, n = least(last * RT_GROUP, part->matrix->rows) - first * RT_GROUP;
   const int32_t *rows = lines_of(e, l)->at + b->first;
   acts += (size_t)b->first * rt_act_bytes(l->k);
-  multiply(e, part->matrix, first, last, acts, b, s->y, s);
-  if (l->up) multiply(e, l->up, first, last, acts, b, s->y2, s);
+  multiply(e, part->matrix, first, last, acts, b->rows, b->path, s->y, s);
+  if (l->up) multiply(e, l->up, first, last, acts, b->rows, b->path, s->y2, s);
   for (int32_t i = 0; i < b->rows; i++)
     finish(e, l, part->bias ? part->bias + first * RT_GROUP : NULL, s->y + (size_t)i * (size_t)ldy, s->y2 + (size_t)i * (size_t)ldy, n,
            row_of(e, l->out, rows[i]) + part->offset + first * RT_GROUP);
@@ -178,8 +153,6 @@ static void turn_heads(const rt_engine *e, const rt_op_rope_kv *f, float *x, int
                     r ? r->pairs : 0, r ? r->interleaved : 0);
 }
 
-static const float *values_of(const rt_engine *e, int32_t weight) { return weight < 0 ? NULL : e->weights[weight].values; }
-
 static void rope_kv(rt_engine *e, const rt_op_rope_kv *f, const rt_run *run) {
   const rt_cache *c = &e->groups[f->group];
   const rt_block *block = &e->step.blocks[f->group][run->block];
@@ -197,44 +170,80 @@ static void rope_kv(rt_engine *e, const rt_op_rope_kv *f, const rt_run *run) {
   }
 }
 
+/* ---- LATENT_KV ---- */
+
+static void turn(const rt_engine *e, int32_t rope, float *x, int32_t dims, int32_t t) {
+  const rt_rotation *r = &e->ropes[rope];
+  size_t at = (size_t)t * (size_t)r->pairs;
+  e->k->rope_head(x, dims, NULL, 0.0f, r->cos + at, r->sin + at, r->pairs, r->interleaved);
+}
+
+static void latent_kv(rt_engine *e, const rt_op_latent_kv *f, const rt_run *run, rt_scratch *s) {
+  const rt_cache *c = &e->groups[f->group];
+  const rt_block *block = &e->step.blocks[f->group][run->block];
+  uint8_t *page = c->memory.base + (size_t)block->page * c->page_bytes + (size_t)f->layer * c->layer_bytes;
+  int32_t turned = c->head_dim - c->value_dim, q_stride = e->slots[f->q].width / f->heads;
+  for (int32_t t = run->token; t < run->token + run->count; t++) {
+    float *row = s->y, *q = row_of(e, f->q, t) + q_stride - turned, *out = row_of(e, f->out, t) + c->value_dim;
+    memcpy(row, row_of(e, f->kv, t), (size_t)c->head_dim * sizeof *row);
+    e->k->rope_head(row, c->value_dim, values_of(e, f->norm), f->eps, NULL, NULL, 0, 0);
+    turn(e, f->rope, row + c->value_dim, turned, t);
+    e->k->store_v[c->k_format](row, c->head_dim, run->slot + t - run->token, page);
+    for (int32_t h = 0; h < f->heads; h++, q += q_stride, out += c->head_dim) {
+      memcpy(out, q, (size_t)turned * sizeof *out);
+      turn(e, f->rope, out, turned, t);
+    }
+  }
+}
+
 /* ---- ATTENTION ---- */
 
-typedef struct query { /* a tile's tokens, one KV head: `rows` query rows, `width` floats a row of a partial, `floats` a token's */
+/* A tile's tokens, one KV head or some heads of a latent group: `rows` query rows, `width` floats a row of a partial, `floats` a
+ * token's query, `values` its result. */
+typedef struct query {
   const rt_op_attention *f;
   const rt_cache *c;
   const rt_tile *tile;
-  int32_t head, share, rows, width, floats, splits;
+  int32_t head, share, rows, width, floats, values, splits;
 } query;
+
+/* How many units the heads of a token make. */
+static int32_t heads_apart(const rt_engine *e, const rt_op_attention *f) {
+  return f->heads / rt_share_of(&e->groups[f->group], f->heads);
+}
 
 static query query_of(const rt_engine *e, const rt_op_attention *f, int32_t unit) {
   const rt_cache *c = &e->groups[f->group];
   const rt_tile *tile = &e->step.tiles[unit % e->step.n_tiles];
-  int32_t share = f->heads / c->kv_heads, blocks = e->step.block_starts[tile->sequence + 1] - e->step.block_starts[tile->sequence];
+  int32_t share = rt_share_of(c, f->heads);
+  int32_t blocks = e->step.block_starts[tile->sequence + 1] - e->step.block_starts[tile->sequence];
   return (query){f, c, tile, unit / e->step.n_tiles, share, share * tile->count, rt_attention_width(c->head_dim), share * c->head_dim,
-                 (blocks + RT_SPLIT - 1) / RT_SPLIT};
+                 share * c->value_dim, (blocks + RT_SPLIT - 1) / RT_SPLIT};
 }
 
 /* What the tile sees of one split. */
 static void attend_split(const rt_engine *e, const query *q, int32_t split, rt_partials to, rt_scratch *s) {
   const rt_step *step = &e->step;
   const rt_tile *tile = q->tile;
-  const uint8_t *k = q->c->memory.base + (size_t)q->f->layer * q->c->layer_bytes + (size_t)q->head * q->c->head_bytes;
+  bool latent = q->c->kind == RT_LATENT;
+  const uint8_t *k = q->c->memory.base + (size_t)q->f->layer * q->c->layer_bytes;
+  k += latent ? 0 : (size_t)q->head * q->c->head_bytes;
   int32_t blocks = step->block_starts[tile->sequence + 1] - step->block_starts[tile->sequence], first = split * RT_SPLIT;
   struct rt_attention_args args = {
       .q = row_of(e, q->f->qkv, tile->token) + (size_t)q->head * (size_t)q->floats, .queries = step->queries + tile->token, .k = k,
-      .v = k + q->c->k_bytes, .blocks = step->blocks[q->f->group] + step->block_starts[tile->sequence] + first, .out = to.out,
-      .max = to.max, .sum = to.sum, .q_stride = (size_t)e->slots[q->f->qkv].width, .k_stride = q->c->page_bytes,
+      .v = latent ? NULL : k + q->c->k_bytes, .blocks = step->blocks[q->f->group] + step->block_starts[tile->sequence] + first,
+      .out = to.out, .max = to.max, .sum = to.sum, .q_stride = (size_t)e->slots[q->f->qkv].width, .k_stride = q->c->page_bytes,
       .v_stride = q->c->page_bytes, .n_blocks = least(blocks - first, RT_SPLIT), .first_block = first, .fresh = tile->fresh,
       .tokens = tile->count, .share = q->share, .head_dim = q->c->head_dim, .window = q->f->window, .k_format = q->c->k_format,
       .v_format = q->c->v_format, .scale = q->f->scale, .softcap = q->f->softcap};
-  if (tile->count == 1) e->k->attention(&args);
+  if (tile->count == 1 && !latent) e->k->attention(&args);
   else e->k->attention_tile(&args, s->pages);
 }
 
 static void start_rows(const rt_engine *e, const query *q, rt_scratch *s) {
   const float *sinks = values_of(e, q->f->sinks);
   for (int32_t i = 0; i < q->tile->count; i++)
-    memset(row_of(e, q->f->out, q->tile->token + i) + (size_t)q->head * (size_t)q->floats, 0, (size_t)q->floats * sizeof(float));
+    memset(row_of(e, q->f->out, q->tile->token + i) + (size_t)q->head * (size_t)q->values, 0, (size_t)q->values * sizeof(float));
   memset(s->total, 0, (size_t)q->rows * 16 * sizeof(float));
   for (int32_t r = 0; r < q->rows; r++) {
     s->top[r] = sinks ? sinks[q->head * q->share + r % q->share] : -FLT_MAX;
@@ -243,17 +252,18 @@ static void start_rows(const rt_engine *e, const query *q, rt_scratch *s) {
 }
 
 static void join_split(const rt_engine *e, const query *q, rt_partials p, rt_scratch *s) {
-  for (int32_t i = 0; i < q->tile->count; i++) {
-    size_t row = (size_t)(i * q->share);
-    e->k->attention_join(q->share, q->c->head_dim, p.out + row * (size_t)q->width, p.max + row, p.sum + row * 16, s->top + row,
-                         s->total + row * 16, row_of(e, q->f->out, q->tile->token + i) + (size_t)q->head * (size_t)q->floats);
+  int32_t at_once = q->values == q->floats ? q->share : 1; /* a latent row of a partial is longer than its result */
+  for (int32_t i = 0; i < q->rows; i += at_once) {
+    float *out = row_of(e, q->f->out, q->tile->token + i / q->share) + (size_t)q->head * (size_t)q->values;
+    e->k->attention_join(at_once, q->c->value_dim, p.out + (size_t)i * (size_t)q->width, p.max + i, p.sum + i * 16, s->top + i,
+                         s->total + i * 16, out + (size_t)(i % q->share) * (size_t)q->c->value_dim);
   }
 }
 
 static void end_rows(const rt_engine *e, const query *q, const rt_scratch *s) {
   for (int32_t i = 0; i < q->tile->count; i++)
-    e->k->attention_end(q->share, q->c->head_dim, s->total + (size_t)(i * q->share) * 16,
-                        row_of(e, q->f->out, q->tile->token + i) + (size_t)q->head * (size_t)q->floats);
+    e->k->attention_end(q->share, q->c->value_dim, s->total + (size_t)(i * q->share) * 16,
+                        row_of(e, q->f->out, q->tile->token + i) + (size_t)q->head * (size_t)q->values);
 }
 
 static void attend(const rt_engine *e, const rt_op_attention *f, int32_t unit, rt_scratch *s) {
@@ -286,11 +296,11 @@ static void join_parts(const rt_engine *e, const rt_op_attention *f, int32_t uni
 }
 
 static bool by_splits(const rt_engine *e, const rt_op_attention *f) {
-  return e->step.batch->n_tokens * e->groups[f->group].kv_heads <= RT_SPLIT_UNITS && e->step.splits > 1;
+  return e->step.batch->n_tokens * heads_apart(e, f) <= RT_SPLIT_UNITS && e->step.splits > 1;
 }
 
 static rt_phase attention_phase(const rt_engine *e, const rt_op_attention *f, int32_t part) {
-  int32_t units = e->step.n_tiles * e->groups[f->group].kv_heads, claim = e->step.n_tiles < e->step.batch->n_tokens ? 1 : 8;
+  int32_t units = e->step.n_tiles * heads_apart(e, f), claim = e->step.n_tiles < e->step.batch->n_tokens ? 1 : 8;
   if (by_splits(e, f)) return (rt_phase){part ? units : units * e->step.splits, claim};
   return (rt_phase){part ? 0 : units, claim};
 }
@@ -310,6 +320,18 @@ static void norm_add(const rt_engine *e, const rt_op_norm_add *f, int32_t t) {
   e->k->norm_add(row_of(e, f->x, t), e->slots[f->x].width, values_of(e, f->norm), f->eps, row_of(e, f->out, t));
 }
 
+/* ---- ROUTE, ROUTED_ADD ---- */
+
+static void route(const rt_engine *e, const rt_op_route *f, int32_t t, rt_scratch *s) {
+  rt_route(row_of(e, f->logits, t), values_of(e, f->bias), f, e->slots[f->logits].width, (double *)s->y, row_of(e, f->out, t));
+}
+
+static void routed_add(const rt_engine *e, const rt_op_routed_add *f, int32_t t) {
+  const float *x = row_of(e, f->x, t), *weights = row_of(e, f->routes, t) + f->parts;
+  int32_t width = e->slots[f->out].width;
+  for (int32_t j = 0; j < f->parts; j++, x += width) e->k->add_scaled(x, NULL, weights[j], width, row_of(e, f->out, t));
+}
+
 /* ---- SAMPLE ---- */
 
 static void sample(rt_engine *e, const rt_op_sample *f, int32_t row, rt_scratch *s) {
@@ -322,25 +344,32 @@ static void sample(rt_engine *e, const rt_op_sample *f, int32_t row, rt_scratch 
 
 /* ---- the step ---- */
 
+/* ROPE_KV's and LATENT_KV's: the angles of every token, once a step. */
+static rt_phase angles_phase(rt_engine *e, int32_t rope) {
+  rt_rotation *r = rope < 0 ? NULL : &e->ropes[rope];
+  if (!r || r->run == e->run) return (rt_phase){0, 1};
+  r->run = e->run;
+  return (rt_phase){e->step.batch->n_tokens, 16};
+}
+
 static rt_phase open_phase(void *self, int32_t phase) {
   rt_engine *e = self;
   rt_bound *o = &e->ops[e->step.first + phase / PHASES];
   int32_t part = phase % PHASES, tokens = e->step.batch->n_tokens;
-  rt_rotation *r;
   switch (o->kind) {
     case RT_OP_EMBED:
+    case RT_OP_ROUTE:
+    case RT_OP_ROUTED_ADD:
     case RT_OP_NORM_ADD: return (rt_phase){part ? tokens : 0, 16};
     case RT_OP_SAMPLE: return (rt_phase){part ? e->step.batch->n_rows : 0, 1};
     case RT_OP_ATTENTION: return attention_phase(e, &o->f.attention, part);
     case RT_OP_CONV: return part ? rt_conv_phase(e, &o->f.conv) : (rt_phase){0, 1};
     case RT_OP_SCAN: return rt_scan_phase(e, &o->f.scan, part);
     case RT_OP_GATED_NORM: return (rt_phase){part ? tokens : 0, 4};
-    case RT_OP_ROPE_KV:
-      if (part) return (rt_phase){e->step.n_runs, 4};
-      r = o->f.rope_kv.rope < 0 ? NULL : &e->ropes[o->f.rope_kv.rope];
-      if (!r || r->run == e->run) return (rt_phase){0, 1};
-      r->run = e->run;
-      return (rt_phase){tokens, 16};
+    case RT_OP_EACH_LINEAR:
+    case RT_OP_EXPERTS: return rt_each_open(e, &o->each, part);
+    case RT_OP_ROPE_KV: return part ? (rt_phase){e->step.n_runs, 4} : angles_phase(e, o->f.rope_kv.rope);
+    case RT_OP_LATENT_KV: return part ? (rt_phase){e->step.n_runs, 4} : angles_phase(e, o->f.latent_kv.rope);
     default:
       if (part) return linear_phase(e, &o->linear);
       return (rt_phase){rows_of(e, &o->linear) > RT_FUSED ? rows_of(e, &o->linear) : 0, 8};
@@ -355,6 +384,15 @@ static void run_units(void *self, int32_t phase, int32_t first, int32_t last, in
   switch (o->kind) {
     case RT_OP_EMBED: for (int32_t t = first; t < last; t++) embed(e, &o->f.embed, t, s); break;
     case RT_OP_NORM_ADD: for (int32_t t = first; t < last; t++) norm_add(e, &o->f.norm_add, t); break;
+    case RT_OP_ROUTE: for (int32_t t = first; t < last; t++) route(e, &o->f.route, t, s); break;
+    case RT_OP_ROUTED_ADD: for (int32_t t = first; t < last; t++) routed_add(e, &o->f.routed_add, t); break;
+    case RT_OP_EACH_LINEAR:
+    case RT_OP_EXPERTS: rt_each_units(e, &o->each, part, first, last, s); break;
+    case RT_OP_LATENT_KV:
+      for (int32_t i = first; i < last; i++)
+        if (part) latent_kv(e, &o->f.latent_kv, &e->step.runs[i], s);
+        else turn_angles(&e->ropes[o->f.latent_kv.rope], i, e->step.tokens[i].position);
+      break;
     case RT_OP_SAMPLE: for (int32_t r = first; r < last; r++) sample(e, &o->f.sample, r, s); break;
     case RT_OP_ATTENTION: attention_units(e, &o->f.attention, part, first, last, s); break;
     case RT_OP_CONV: for (int32_t u = first; u < last; u++) rt_conv_unit(e, &o->f.conv, u); break;

@@ -39,7 +39,8 @@ struct rt_query { /* what a token may see: by position, and of its sequence's to
 struct rt_attention_args { /* tokens of one sequence, one KV head and the `share` query heads that read it, some blocks */
   const float *q;                 /* [tokens], q_stride floats apart, of [share][head_dim] */
   const struct rt_query *queries; /* [tokens] */
-  const uint8_t *k, *v;           /* K and V of this head in page 0; page i is i * k_stride, i * v_stride bytes further */
+  const uint8_t *k, *v;           /* K and V of this head in page 0; page i is i * k_stride, i * v_stride bytes further;
+                                   * v NULL: k holds latent rows [16][head_dim], which are both */
   const struct rt_block *blocks;  /* [n_blocks], the sequence's from first_block on */
   float *out, *max, *sum;         /* a partial result: [tokens * share][width], [tokens * share], [tokens * share][16] */
   size_t q_stride, k_stride, v_stride;
@@ -96,7 +97,8 @@ struct rt_kernels {
   void (*store_k[RT_FORMATS])(const float *x, int head_dim, int slot, uint8_t *page);
   void (*store_v[RT_FORMATS])(const float *x, int head_dim, int slot, uint8_t *page);
   /* Online softmax over blocks in order, not yet divided: out, max and sum of each query row; sum[row][0] is -1 where a row
-   * saw nothing. `attention` takes one token, `attention_tile` up to RT_QUERY_ROWS rows, with the same bits in each row;
+   * saw nothing. `attention` takes one token, `attention_tile` up to RT_QUERY_ROWS rows, with the same bits in each row
+   * (latent pages go to `attention_tile` alone);
    * scratch: f32 [RT_TILE_SLOTS][head_dim] and [RT_TILE_SLOTS][width]. */
   void (*attention)(const struct rt_attention_args *args);
   void (*attention_tile)(const struct rt_attention_args *args, float *scratch);

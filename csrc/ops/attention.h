@@ -10,7 +10,10 @@
  * maximum stays, the other side shrinks. Sinks are there from the start.
  *
  * `attention` takes one token: all `share` heads of a KV head meet a page as it is stored. `attention_tile` takes several
- * tokens of a sequence: each page is widened to f32 once, then V_ROWS query rows at a time share every load of it. */
+ * tokens of a sequence: each page is widened to f32 once, then V_ROWS query rows at a time share every load of it.
+ *
+ * A latent page holds one row a token, which is its K and its V (args->v is NULL): `attention_tile` takes these too, also for
+ * one token. A score is then 16 lanes of fused steps along d, folded as v_sum does. */
 #ifndef RT_OPS_ATTENTION_H
 #define RT_OPS_ATTENTION_H
 #include "ops/rope_kv.h"
@@ -200,7 +203,7 @@ static void rt_attention(const struct rt_attention_args *args) {
 
 struct rt_meeting { /* `pages` pages as f32, and every query row */
   const struct rt_attention_args *args;
-  const float *k, *v; /* [pages][head_dim][16], [pages * 16][width] */
+  const float *k, *v; /* [pages][head_dim][16], [pages * 16][width]; latent pages: k is v */
   int width, pages;
   const float *q[RT_QUERY_ROWS];
   uint16_t seen[RT_QUERY_ROWS]; /* of the only page, or 0xffff: more than one are there when everybody sees all of them */
@@ -215,6 +218,21 @@ V_INLINE void rt_tile_scores(const float *const *q, const float *k, int head_dim
     for (int r = 0; r < rows; r++) acc[r] = v_fma(v_set1(q[r][d]), row, acc[r]);
   }
   for (int r = 0; r < rows; r++) v_store(s + r * RT_TILE_SLOTS, acc[r]);
+}
+
+/* The same of latent rows k[16][width], zeros past head_dim. */
+V_INLINE void rt_tile_scores_latent(const float *const *q, const float *k, int head_dim, int rows, float *s) {
+  int width = rt_attention_width(head_dim), d;
+  for (int t = 0; t < 16; t++, k += width) {
+    v16f acc[V_ROWS];
+    for (int r = 0; r < rows; r++) acc[r] = v_zero();
+    for (d = 0; d + 16 <= head_dim; d += 16) {
+      v16f row = v_load(k + d);
+      for (int r = 0; r < rows; r++) acc[r] = v_fma(v_load(q[r] + d), row, acc[r]);
+    }
+    for (int r = 0; r < rows && d < head_dim; r++) acc[r] = v_fma(v_load_n(q[r] + d, head_dim - d, 0.0f), v_load(k + d), acc[r]);
+    for (int r = 0; r < rows; r++) s[r * RT_TILE_SLOTS + t] = v_sum(acc[r]);
+  }
 }
 
 /* out[rows][width] += p[rows][slots] v[slots][width] */
@@ -249,8 +267,11 @@ V_INLINE void rt_tile_rows(const struct rt_meeting *t, int first, int rows) {
   int mixed[V_ROWS], together = 1;
   for (int r = 0; r < rows; r++) any |= t->seen[first + r], all &= t->seen[first + r];
   if (any == 0) return;
-  for (int i = 0; i < t->pages; i++)
-    rt_tile_scores(t->q + first, t->k + (size_t)i * 16 * (size_t)args->head_dim, args->head_dim, rows, s + i * 16);
+  for (int i = 0; i < t->pages; i++) {
+    const float *page = t->k + (size_t)i * 16 * (size_t)(t->k == t->v ? t->width : args->head_dim);
+    if (t->k == t->v) rt_tile_scores_latent(t->q + first, page, args->head_dim, rows, s + i * 16);
+    else rt_tile_scores(t->q + first, page, args->head_dim, rows, s + i * 16);
+  }
   for (int r = 0; r < rows; r++) {
     float *p = s + r * RT_TILE_SLOTS, *max = &args->max[first + r], *mine = out + r * t->width;
     mixed[r] = 0;
@@ -300,6 +321,11 @@ static void rt_tile_widen(struct rt_meeting *t, int b, float *k, float *v) {
   const struct rt_attention_args *args = t->args;
   size_t page = (size_t)args->blocks[b].page, next = (size_t)args->blocks[b + 1 < args->n_blocks ? b + 1 : b].page;
   size_t at = (size_t)t->pages++ * 16;
+  if (args->v == NULL) {
+    rt_widen_v[args->k_format](args->k + page * args->k_stride, args->k + next * args->k_stride, args->head_dim,
+                               k + at * (size_t)t->width);
+    return;
+  }
   rt_widen_k[args->k_format](args->k + page * args->k_stride, args->k + next * args->k_stride, args->head_dim,
                              k + at * (size_t)args->head_dim);
   rt_widen_v[args->v_format](args->v + page * args->v_stride, args->v + next * args->v_stride, args->head_dim,
@@ -308,7 +334,7 @@ static void rt_tile_widen(struct rt_meeting *t, int b, float *k, float *v) {
 
 static void rt_attention_tile(const struct rt_attention_args *args, float *scratch) {
   int low = INT32_MAX, high = 0, rows = args->tokens * args->share;
-  float *k = scratch, *v = scratch + (size_t)args->head_dim * RT_TILE_SLOTS;
+  float *k = scratch, *v = args->v == NULL ? k : scratch + (size_t)args->head_dim * RT_TILE_SLOTS;
   uint16_t seen[RT_QUERY_ROWS], ever[RT_QUERY_ROWS] = {0};
   struct rt_meeting t = {.args = args, .k = k, .v = v, .width = rt_attention_width(args->head_dim)};
   rt_attention_start(args);

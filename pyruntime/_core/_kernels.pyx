@@ -245,16 +245,18 @@ cdef class Kernels:
                   const int32_t[:, ::1] stored, const int32_t[::1] positions, float scale, int window=0, float softcap=0.0,
                   int k_format=1, int v_format=1, const uint64_t[::1] trees=None, int fresh=0, int first_block=0, bint tile=False):
         """Partial results (out [tokens][share][width], max [tokens][share], sum [tokens][share][16]) of q
-        [tokens][share][head_dim] over blocks k, v [blocks][bytes] with positions stored [blocks][16]; tile: all at once."""
+        [tokens][share][head_dim] over blocks k, v [blocks][bytes] with positions stored [blocks][16]; tile: all at once.
+        v None: k holds latent rows."""
         cdef int tokens = <int> q.shape[0], share = <int> q.shape[1], head_dim = <int> q.shape[2], blocks = <int> k.shape[0]
         cdef int width = rt_attention_width(head_dim), b, i
         need(self.has_cache_format(k_format) and self.has_cache_format(v_format), f"no cache in {k_format}, {v_format}")
-        need(blocks > 0 and v.shape[0] == blocks and stored.shape[0] == blocks and stored.shape[1] == 16, "blocks differ")
+        need(blocks > 0 and stored.shape[0] == blocks and stored.shape[1] == 16, "blocks differ")
+        need(v is None or v.shape[0] == blocks, "blocks differ")
         need(tokens > 0 and share > 0 and positions.shape[0] == tokens, "queries differ")
         need(trees is None or trees.shape[0] == tokens, "queries differ")
         need(not tile or tokens * share <= RT_QUERY_ROWS, f"{tokens * share} query rows; a tile has at most {RT_QUERY_ROWS}")
         need(k.shape[1] >= page_bytes(k_format, head_dim), "k is too short")
-        need(v.shape[1] >= page_bytes(v_format, head_dim), "v is too short")
+        need(v is None or v.shape[1] >= page_bytes(v_format, head_dim), "v is too short")
         cdef float[:, :, ::1] out = aligned((tokens, share, width)), total = aligned((tokens, share, 16))
         cdef float[:, ::1] most = aligned((tokens, share))
         cdef float[::1] scratch = aligned(RT_TILE_SLOTS * (head_dim + width))
@@ -270,14 +272,16 @@ cdef class Kernels:
                 table[b].low, table[b].high = min(held, default=2**31 - 1), max(held, default=-1)
             for i in range(tokens):
                 queries[i].position, queries[i].tree = positions[i], 0 if trees is None else trees[i]
-            args.k, args.v, args.blocks, args.n_blocks, args.first_block = &k[0, 0], &v[0, 0], table, blocks, first_block
-            args.q_stride, args.k_stride, args.v_stride = share * head_dim, k.shape[1], v.shape[1]
+            args.k, args.v, args.blocks, args.n_blocks, args.first_block = &k[0, 0], NULL, table, blocks, first_block
+            args.q_stride, args.k_stride, args.v_stride = share * head_dim, k.shape[1], 0
+            if v is not None:
+                args.v, args.v_stride = &v[0, 0], v.shape[1]
             args.fresh, args.share, args.head_dim, args.window = fresh, share, head_dim, window
             args.k_format, args.v_format, args.scale, args.softcap = k_format, v_format, scale, softcap
             for i in range(1 if tile else tokens):
                 args.q, args.queries, args.tokens = &q[i, 0, 0], queries + i, tokens if tile else 1
                 args.out, args.max, args.sum = &out[i, 0, 0], &most[i, 0], &total[i, 0, 0]
-                if tile:
+                if tile or v is None:
                     self.table.attention_tile(&args, &scratch[0])
                 else:
                     self.table.attention(&args)

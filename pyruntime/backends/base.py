@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..plan import Plan
+from ..plan import Plan, Route
 from ..types import Batch
 
 
@@ -52,3 +52,13 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free weights, cache and threads. Further calls raise EngineFailed."""
+
+
+def expert_counts(backend: Backend) -> dict[str, np.ndarray]:
+    """Out slot of each ROUTE op -> how many of the last run's tokens chose each expert, i64 [experts], tokens * top_k in all.
+
+    The slots themselves hold who chose what, and how much it counts (plan.Route); families give every layer one of its own.
+    """
+    experts = {slot.name: slot.width for slot in backend.plan.slots}
+    return {op.out: np.bincount(backend.slot(op.out)[:, : op.top_k].astype(np.int64).ravel(), minlength=experts[op.logits])
+            for op in backend.plan.ops if isinstance(op, Route)}

@@ -76,8 +76,8 @@ class NativeBackend:
         return self._views[index][: self._counts[self.plan.slots[index].per_row]]
 
     def page(self, group: int, page: int) -> np.ndarray:
-        """One page's bytes, [layer][kv_head][K [head_dim][PAGE_TOKENS] | V [PAGE_TOKENS][head_dim]], or a state's, f32
-        [layer][width]; a view."""
+        """One page's bytes, [layer][kv_head][K [head_dim][PAGE_TOKENS] | V [PAGE_TOKENS][head_dim]], of a latent group
+        [layer][PAGE_TOKENS][head_dim], or a state's, f32 [layer][width]; a view."""
         return self._open().page(group, page)
 
     def seen(self, group: int, slot: int) -> np.ndarray:
@@ -166,7 +166,7 @@ def _word(at: int, op: Op, letter: str, name: str, index: dict[str, dict[str, in
     try:
         if letter == "F":
             return struct.unpack("<I", struct.pack("<f", value))[0]
-        if letter in "WR" and value is None:
+        if letter in "SWR" and value is None:
             value = -1
         elif letter in index:
             value = index[letter][value]

@@ -66,7 +66,9 @@ class TorchBackend:
 
     def _arena(self, group: CacheGroup, pages: int) -> Cache:
         shape = (group.layers, pages * PAGE_TOKENS, group.kv_heads, group.head_dim)
-        k, v = (torch.zeros(shape, dtype=CACHE_TYPES[f], device=self.device) for f in (group.k_format, group.v_format))
+        k = torch.zeros(shape, dtype=CACHE_TYPES[group.k_format], device=self.device)
+        latent = group.kind == "latent"     # V lies within K
+        v = k[..., : group.width] if latent else torch.zeros(shape, dtype=CACHE_TYPES[group.v_format], device=self.device)
         return Cache(k, v, torch.full(shape[:2], -1, dtype=torch.int32, device=self.device))
 
     @torch.inference_mode()

@@ -6,7 +6,7 @@ x is [tokens][width] of a slot, W is [n_out][k] dequantized. Every function read
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,12 @@ class Matrix:
     values: Tensor
     integer: bool = False
     coarse: Tensor | None = None
+
+    def part(self, index: int, of: int) -> Matrix:
+        """One of the `of` matrices that lie one behind the other."""
+        n = len(self.values) // of
+        rows = slice(index * n, (index + 1) * n)
+        return Matrix(self.values[rows], self.integer, None if self.coarse is None else self.coarse[rows])
 
 
 @dataclass(slots=True)
@@ -110,8 +116,12 @@ def bf16(x: Tensor) -> Tensor:
 
 def product(step: Step, x: Tensor, name: str, bias: str | None = None, rows: np.ndarray | None = None) -> Tensor:
     """W x + bias, x [tokens][k] -> [tokens][rows]; x is of the tokens `rows`, None: of all. Each rounds as its path says."""
-    w = step.weights[name]
-    roles = step.batch.roles if rows is None else step.batch.roles[rows]
+    y = multiplied(step, x, step.weights[name], step.batch.roles if rows is None else step.batch.roles[rows])
+    return y if bias is None else y + step.weights[bias].values
+
+
+def multiplied(step: Step, x: Tensor, w: Matrix, roles: np.ndarray) -> Tensor:
+    """W x of rows of these roles."""
     y = x.new_empty(len(x), len(w.values))
     for role, path in enumerate(step.paths):
         mine = torch.from_numpy(roles == role).to(x.device)
@@ -119,7 +129,7 @@ def product(step: Step, x: Tensor, name: str, bias: str | None = None, rows: np.
             y[mine] = bf16(x[mine]) @ w.coarse.T
         else:
             y[mine] = (a16(x[mine]) if w.integer and step.act_quant == "exact" else x[mine]) @ w.values.T
-    return y if bias is None else y + step.weights[bias].values
+    return y
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -239,6 +249,24 @@ def rope_kv(step: Step, op: p.RopeKV) -> None:
         cache.positions[op.layer, at] = torch.from_numpy(step.batch.positions[new]).to(at.device, torch.int32)
 
 
+def latent_kv(step: Step, op: p.LatentKV) -> None:
+    """Norm the latent, rotate the shared key and the queries' last part, store rows."""
+    group, g = step.plan.group(op.group), step.plan.groups[step.plan.group(op.group)]
+    turned, rope = g.head_dim - g.width, step.plan.ropes[op.rope]
+    cos, sin = rope_table(rope, step.batch.positions)
+    kv, q = step.x(op.kv), step.x(op.q).unflatten(-1, (op.heads, -1))
+    rows = torch.cat((rms_norm(kv[:, : g.width], step.weights[op.norm].values, op.eps),
+                      rotate(kv[:, None, g.width :], cos, sin, rope.interleaved)[:, 0]), -1)
+    out = step.slots[op.out].unflatten(-1, (op.heads, -1))
+    out[..., g.width :] = rotate(q[..., q.shape[-1] - turned :], cos, sin, rope.interleaved)
+    cache, starts = step.caches[op.group], step.batch.starts
+    for s, total in enumerate(step.batch.kv_lens):
+        new = slice(starts[s], starts[s + 1])
+        at = step.tokens_at(group, s, total - (new.stop - new.start), total)
+        cache.k[op.layer, at, 0] = stored(rows[new], g.k_format)
+        cache.positions[op.layer, at] = torch.from_numpy(step.batch.positions[new]).to(at.device, torch.int32)
+
+
 def stored(x: Tensor, format: str) -> Tensor:
     """x [...][head_dim] as the cache keeps it: rounded once through f32, f16 clamped to its finite range, NaN kept.
 
@@ -326,6 +354,67 @@ def gated_norm(step: Step, op: p.GatedNorm) -> None:
     step.slots[op.out][:] = n * gate if op.gate_last else n
 
 
+def each_linear(step: Step, op: p.EachLinear) -> None:
+    """out_j = W_e x_j."""
+    w = step.weights[op.weight]
+    x, out = step.x(op.x).unflatten(-1, (op.parts, -1)), step.slots[op.out].unflatten(-1, (op.parts, -1))
+    rows, k = len(w.values) // op.of, w.values.shape[1]
+    for expert, token, part in chosen(step, op):
+        out[token, part, :rows] = multiplied(step, x[token, part, :k], w.part(expert, op.of), step.batch.roles[token]).to(out)
+
+
+def experts(step: Step, op: p.Experts) -> None:
+    """out_j = activation(gate_e n) * (up_e n)."""
+    x, gate, up = step.x(op.x), step.weights[op.gate], step.weights[op.up]
+    n = x if op.norm is None else rms_norm(x, step.weights[op.norm].values, op.eps)
+    out = step.slots[op.out].unflatten(-1, (op.parts, -1))
+    for expert, token, part in chosen(step, op):
+        a, b = (multiplied(step, n[token], w.part(expert, op.of), step.batch.roles[token]) for w in (gate, up))
+        out[token, part] = (activation(op.activation, a) * b).to(out)
+
+
+def chosen(step: Step, op: p.EachLinear | p.Experts) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Each matrix some token meets, with those tokens and the parts as which they do. No matrix's name is the first's."""
+    tokens = len(step.batch.tokens)
+    if op.routes is None:
+        which = np.broadcast_to(np.arange(op.parts), (tokens, op.parts))
+    else:
+        said = step.slots[op.routes][:, : op.parts].cpu().numpy()
+        which = np.where((said >= 0) & (said < op.of), said, 0).astype(np.int64)
+    for expert in np.unique(which).tolist():
+        token, part = np.nonzero(which == expert)
+        yield expert, token, part
+
+
+def route(step: Step, op: p.Route) -> None:
+    """Scores, groups, the best of what stays."""
+    wide = step.slots[op.logits].to(torch.float64)
+    scores = torch.sigmoid(wide) if op.scoring == p.Scoring.SIGMOID else torch.softmax(wide, -1)
+    bias = step.vector(op.bias)
+    choices = scores if bias is None else scores + bias.to(scores)
+    if op.groups > 1:
+        grouped = choices.unflatten(-1, (op.groups, -1))
+        best = grouped.sort(-1, descending=True).values[..., : op.group_best].sum(-1)
+        away = torch.ones_like(best, dtype=torch.bool).scatter(-1, largest(best, op.groups_kept), False)
+        choices = grouped.masked_fill(away[..., None], -math.inf).flatten(-2)
+    ids = largest(choices, op.top_k).sort(-1).values
+    weights = scores.gather(-1, ids)
+    if op.normalize:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    step.slots[op.out][:] = torch.cat((ids.to(weights), op.scale * weights), -1)
+
+
+def largest(x: Tensor, n: int) -> Tensor:
+    """Indices of the n largest along the last axis, lower indices first among equals."""
+    return x.sort(dim=-1, descending=True, stable=True).indices[..., :n]
+
+
+def routed_add(step: Step, op: p.RoutedAdd) -> None:
+    """out += sum_j weight_j x_j."""
+    weights = step.x(op.routes)[:, op.parts :, None]
+    step.slots[op.out][:] = step.x(op.out) + (step.x(op.x).unflatten(-1, (op.parts, -1)) * weights).sum(1)
+
+
 def logits(step: Step, op: p.Logits) -> None:
     """out = softcap(scale * W norm(x)) of the flagged rows."""
     rows = torch.from_numpy(step.batch.rows.astype(np.int64)).to(step.slots[op.x].device)
@@ -348,7 +437,8 @@ def sample(step: Step, op: p.Sample) -> None:
 
 OPS: dict[type, Callable[[Step, Any], None]] = {
     p.Embed: embed, p.NormLinear: norm_linear, p.Linear: linear, p.LinearAdd: linear_add, p.NormAdd: norm_add, p.Gated: gated,
-    p.RopeKV: rope_kv, p.Attention: attention, p.Conv: conv, p.Scan: scan, p.GatedNorm: gated_norm, p.Logits: logits,
+    p.RopeKV: rope_kv, p.LatentKV: latent_kv, p.Attention: attention, p.EachLinear: each_linear, p.Route: route,
+    p.Experts: experts, p.RoutedAdd: routed_add, p.Conv: conv, p.Scan: scan, p.GatedNorm: gated_norm, p.Logits: logits,
     p.Sample: sample}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from ..plan import NAMES, Attention, Conv, Logits, Op, Scan
 from ..types import Batch
 from ..weights import Weights
-from .work import Kind, matrices, op_bytes, op_operations
+from .work import Kind, matrices, op_bytes, op_operations, parts_of
 
 LEAST, MOST = 3, 64   # steps
 
@@ -69,7 +69,9 @@ def _gather(plan: Any, weights: Weights, step: Batch, seconds: Any, read: float,
         dim = head_dim[op.group] if isinstance(op, Attention) else width[op.out] // op.heads if isinstance(op, Scan) else 0
         work = op_operations(op, weights, tokens, rows, stored, dim)
         times = rows if isinstance(op, Logits) else tokens
-        multiplying = sum(2 * times * weights[n].rows * weights[n].k / rates[weights[n].format, weights[n].k] for n in matrices(op))
+        parts, of = parts_of(op)
+        multiplying = sum(2 * times * weights[n].rows * weights[n].k * parts / of / rates[weights[n].format, weights[n].k]
+                          for n in matrices(op))
         entry["count"] += 1
         entry["seconds"] += float(spent)
         entry["bytes"] += size

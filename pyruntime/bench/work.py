@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..loading import kv_bytes_per_token, page_bytes, state_bytes
-from ..plan import Attention, Conv, Gated, Linear, LinearAdd, Logits, NormLinear, Op, Plan, Scan
+from ..plan import Attention, Conv, EachLinear, Experts, Gated, Linear, LinearAdd, Logits, NormLinear, Op, Plan, Scan
 from ..weights import Weights
 
 Kind = tuple[int, int]  # (format, k) of a matrix
@@ -14,16 +14,27 @@ def matrices(op: Op) -> tuple[str, ...]:
     """Names of the matrices an op multiplies by."""
     if isinstance(op, NormLinear):
         return tuple(w for w in (op.w0, op.w1, op.w2) if w)
-    if isinstance(op, Gated):
+    if isinstance(op, (Gated, Experts)):
         return op.gate, op.up
-    return (op.weight,) if isinstance(op, (Linear, LinearAdd, Logits)) else ()
+    return (op.weight,) if isinstance(op, (Linear, LinearAdd, EachLinear, Logits)) else ()
+
+
+def parts_of(op: Op) -> tuple[int, int]:
+    """(m, n): a token meets m of the n equal parts of an op's matrices; of a mixture the experts it chose."""
+    return (op.parts, op.of) if isinstance(op, (EachLinear, Experts)) else (1, 1)
+
+
+def matrix_bytes(op: Op, weights: Weights) -> int:
+    """Bytes of its matrices that an op reads for one token."""
+    parts, of = parts_of(op)
+    return sum(weights[name].nbytes for name in matrices(op)) * parts // of
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """One model's: bytes of weights, bytes of K and V a stored token has, operations by kind of matrix."""
 
-    body_bytes: int                  # matrices that every token multiplies by
+    body_bytes: int                  # matrices that a token multiplies by
     head_bytes: int                  # those of LOGITS, for flagged rows
     kv_bytes: int                    # per stored token, all layers
     state_bytes: int                 # per sequence, all layers
@@ -36,10 +47,11 @@ class Work:
         size, operations = {True: 0, False: 0}, {True: dict[Kind, int](), False: dict[Kind, int]()}
         for op in plan.ops:
             head = isinstance(op, Logits)
+            size[head] += matrix_bytes(op, weights)
+            parts, of = parts_of(op)
             for weight in (weights[name] for name in matrices(op)):
-                size[head] += weight.nbytes
                 kind = weight.format, weight.k
-                operations[head][kind] = operations[head].get(kind, 0) + 2 * weight.rows * weight.k
+                operations[head][kind] = operations[head].get(kind, 0) + 2 * weight.rows * weight.k * parts // of
         return cls(size[False], size[True], kv_bytes_per_token(plan), state_bytes(plan), operations[False], operations[True])
 
     @property
@@ -74,7 +86,7 @@ def op_bytes(op: Op, plan: Plan, weights: Weights, stored: int) -> int:
     if isinstance(op, (Conv, Scan)):
         group = plan.groups[plan.group(op.group)]
         return page_bytes(group) // group.layers
-    return sum(weights[name].nbytes for name in matrices(op))
+    return matrix_bytes(op, weights)
 
 
 def op_operations(op: Op, weights: Weights, tokens: int, rows: int, stored: int, head_dim: int) -> int:
@@ -88,4 +100,5 @@ def op_operations(op: Op, weights: Weights, tokens: int, rows: int, stored: int,
     if isinstance(op, Conv):
         return 2 * tokens * weights[op.weight].rows
     times = rows if isinstance(op, Logits) else tokens
-    return sum(2 * times * weights[name].rows * weights[name].k for name in matrices(op))
+    parts, of = parts_of(op)
+    return 2 * times * sum(weights[name].rows * weights[name].k for name in matrices(op)) * parts // of

@@ -177,7 +177,7 @@ def plan(config: ModelConfig) -> Plan:
                Slot("logits", c.vocab, per_row=True)),
         weights=tuple(weights),
         groups=(CacheGroup("kv", c.layers, c.kv_heads, c.head_dim, k_format=c.k_format, v_format=c.v_format),),
-        ropes=(Rope(inverse_frequencies(c), c.rope_interleaved),),
+        ropes=(Rope(inverse_frequencies(c), c.rope_interleaved, c.rope_scaling.mscale),),
         vocab=c.vocab, context=c.context, width=c.width, cuts=tuple(cuts),
     )
 

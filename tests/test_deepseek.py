@@ -1,0 +1,390 @@
+"""DeepSeek V2 and V3 against `transformers`: random models through their own names and through a GGUF file, routing that varies,
+and every way to get the family wrong."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+pytest.importorskip("gguf")
+
+import gguf
+import transformers
+from family_checks import CHUNKS, F32, KINDS, LENGTH, Family, changed, logits, read, scattered
+from reference_models import stored
+
+from pyruntime import plan as p
+from pyruntime.backends.base import expert_counts
+from pyruntime.config import Experts, Latent, Metadata, ModelConfig, RopeScaling
+from pyruntime.errors import ModelInvalid
+from pyruntime.loading import kv_bytes_per_token
+from pyruntime.models import deepseek_v2
+from pyruntime.recipe import yarn_factors, yarn_mscale
+from pyruntime.weights import load_weights
+from pyruntime.weights.gguf import GGUFModel
+
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 512, "beta_fast": 16, "beta_slow": 1, "mscale": 1.0,
+        "mscale_all_dim": 0.7, "rope_theta": 1e4}
+SHAPE = dict(vocab_size=211, hidden_size=96, intermediate_size=160, moe_intermediate_size=32, num_hidden_layers=3,
+             num_attention_heads=4, num_key_value_heads=4, n_shared_experts=2, n_routed_experts=8, num_experts_per_tok=3,
+             kv_lora_rank=32, q_lora_rank=48, qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=16, n_group=4, topk_group=2,
+             first_k_dense_replace=1, max_position_embeddings=256, routed_scaling_factor=1.7, tie_word_embeddings=False,
+             rope_parameters=YARN, attn_implementation="eager", pad_token_id=0, bos_token_id=None, eos_token_id=None)
+MODELS: dict[str, tuple[str, dict[str, object]]] = {
+    "v2": ("V2", dict(topk_method="group_limited_greedy")),
+    "v2 lite": ("V2", dict(q_lora_rank=None, topk_method="greedy", num_attention_heads=3, num_key_value_heads=3, v_head_dim=32,
+                           rope_parameters={"rope_type": "default", "rope_theta": 1e3}, routed_scaling_factor=1.0)),
+    "v3": ("V3", {}),
+    "v3 of halves": ("V3", dict(rope_interleave=False, first_k_dense_replace=0, n_group=1, topk_group=1, norm_topk_prob=False,
+                                kv_lora_rank=48, num_hidden_layers=2)),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny products gain nothing from torch's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def hugging_face(which: str, seed: int = 3) -> torch.nn.Module:
+    """A random one: scores and router logits of several, so that angles, biases and groups show."""
+    generation, fields = MODELS[which]
+    config = getattr(transformers, f"Deepseek{generation}Config")(**{**SHAPE, **fields})
+    model = getattr(transformers, f"Deepseek{generation}ForCausalLM")(config)
+    for name, bias in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            bias.copy_(torch.from_numpy(np.random.default_rng(seed).standard_normal(len(bias)) * 0.3))
+    return scattered(model, seed, {"mlp.gate.weight": 2.5, "q_b_proj.weight": 1.8, "q_proj.weight": 1.8,
+                                   "kv_a_proj_with_mqa.weight": 1.8})
+
+
+def as_saved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every expert's matrices by themselves, as in a checkpoint."""
+    out = {}
+    for name, value in state.items():
+        stem, _, last = name.rpartition(".")
+        parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(last)
+        if parts is None:
+            out[name] = value
+            continue
+        for expert, matrix in enumerate(value):
+            for part, rows in zip(parts, matrix.chunk(len(parts)), strict=True):
+                out[f"{stem}.{expert}.{part}.weight"] = rows
+    return out
+
+
+def config_of(model: torch.nn.Module) -> ModelConfig:
+    return replace(deepseek_v2.from_hf(Metadata(model.config.to_dict(), "config.json"), {}), **F32)
+
+
+def family_of(which: str) -> Family:
+    model = hugging_face(which)
+    return Family.of(model, deepseek_v2, config_of(model), as_saved=as_saved)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def made(request) -> Family:
+    return family_of(request.param)
+
+
+@pytest.fixture(scope="module")
+def second() -> Family:
+    return family_of("v2")
+
+
+@pytest.fixture(scope="module")
+def third() -> Family:
+    return family_of("v3")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+def test_equals_transformers(made: Family, kind: str, chunks: list[int]) -> None:
+    made.same_in(kind, chunks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ragged_equals_transformers(made: Family, kind: str) -> None:
+    made.same_ragged(kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_equals_transformers(made: Family, kind: str) -> None:
+    made.same_greedy(kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_routing_varies_and_is_transformers_own(made: Family, kind: str) -> None:
+    """Counts of every expert in every layer; at most one has no token, none has all."""
+    backend, config = made.backend(kind), config_of(made.reference)
+    logits(backend, made.ids, [LENGTH])
+    counts, e = expert_counts(backend), config.experts
+    assert e is not None and list(counts) == [f"routes.{i}" for i in range(e.dense, config.layers)]
+    found: dict[int, np.ndarray] = {}
+    hooks = [layer.mlp.gate.register_forward_hook(lambda module, x, y, i=i: found.__setitem__(i, y[2].numpy()))
+             for i, layer in enumerate(made.reference.model.layers) if i >= e.dense]
+    made.truth(made.ids)
+    for hook in hooks:
+        hook.remove()
+    for name, count in counts.items():
+        chosen = found[int(name.split(".")[1])]
+        assert np.array_equal(count, np.bincount(chosen.ravel(), minlength=e.count)) and count.sum() == LENGTH * e.used
+        assert np.array_equal(backend.slot(name)[:, :e.used], np.sort(chosen, 1))
+        assert (count > 0).sum() >= e.count - 1 and count.max() < LENGTH and len(np.unique(chosen.sum(1))) > 5
+
+
+def test_a_token_keeps_its_latent_and_one_rotated_key(made: Family) -> None:
+    """(latent + rope) numbers a layer, whatever the heads: in the plan, in the engine's pages."""
+    config = config_of(made.reference)
+    latent = config.latent
+    assert latent is not None
+    for format, size in (("f32", 4), ("f16", 2), ("bf16", 2)):
+        plan = deepseek_v2.plan(replace(config, k_format=format, v_format=format))
+        token = config.layers * (latent.rank + latent.rope) * size
+        assert kv_bytes_per_token(plan) == token
+        backend = made.backend("native", plan)
+        assert backend.page(0, 0).nbytes == p.PAGE_TOKENS * token
+        backend.close()
+
+
+# ---- what is not the family ----
+
+def with_experts(**fields: object) -> Callable[[ModelConfig], ModelConfig]:
+    return lambda config: replace(config, experts=replace(config.experts, **fields))
+
+
+def with_latent(**fields: object) -> Callable[[ModelConfig], ModelConfig]:
+    return lambda config: replace(config, latent=replace(config.latent, **fields))
+
+
+def with_yarn(**fields: float) -> Callable[[ModelConfig], ModelConfig]:
+    """The rope and the scale of another YaRN."""
+    def change(config: ModelConfig) -> ModelConfig:
+        factor, fast, mscale, all_dim = ({"factor": 8.0, "fast": 16.0, "mscale": 1.0, "all_dim": 0.7} | fields).values()
+        grown = yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim)
+        return replace(config, query_scale=32**-0.5 * yarn_mscale(factor, all_dim)**2, rope_scaling=RopeScaling(
+            "factors", factor, yarn_factors(16, 1e4, factor, 512, fast, 1.0), grown))
+    return change
+
+
+WRONG = {
+    "theta": lambda c: replace(c, rope_theta=1.1e4),
+    "pairs of halves": lambda c: replace(c, rope_interleaved=False),
+    "no yarn": lambda c: replace(c, rope_scaling=RopeScaling("none", mscale=c.rope_scaling.mscale)),
+    "yarn linear": lambda c: replace(c, rope_scaling=RopeScaling("linear", 8.0, mscale=c.rope_scaling.mscale)),
+    "yarn's factor": with_yarn(factor=7.0), "yarn's ramp": with_yarn(fast=4.0), "mscale": with_yarn(mscale=0.9),
+    "mscale_all_dim": with_yarn(all_dim=0.8), "no mscale": lambda c: replace(c, rope_scaling=replace(c.rope_scaling, mscale=1.0)),
+    "scale without mscale": lambda c: replace(c, query_scale=32**-0.5),
+    "scale of the latent": lambda c: replace(c, query_scale=48**-0.5),
+    "eps": lambda c: replace(c, eps=1e-3), "eps of latents": with_latent(eps=1e-3),
+    "one expert less": with_experts(used=2), "one expert more": with_experts(used=4), "routed scale": with_experts(scale=1.6),
+    "routed scale ignored": with_experts(scale=1.0), "groups ignored": with_experts(groups=1, groups_kept=1),
+    "one group": with_experts(groups_kept=2, groups=2), "three groups kept": with_experts(groups_kept=3),
+    "other function": lambda c: replace(c, activation="gelu"),
+}
+WRONG_SECOND = {"weights normalized": with_experts(normalize=True), "sigmoids": with_experts(sigmoid=True),
+                "groups by two": with_experts(group_best=2)}
+WRONG_THIRD = {"weights not normalized": with_experts(normalize=False), "softmax": with_experts(sigmoid=False),
+               "routing bias ignored": with_experts(biased=False), "groups by one": with_experts(group_best=1)}
+
+
+@pytest.mark.parametrize("generation, wrong", [*(("second", w) for w in {**WRONG, **WRONG_SECOND}),
+                                               *(("third", w) for w in {**WRONG, **WRONG_THIRD})])
+def test_a_wrong_config_is_seen(generation: str, wrong: str, request) -> None:
+    family = request.getfixturevalue(generation)
+    config = config_of(family.reference)
+    assert with_yarn()(config).rope_scaling == config.rope_scaling
+    family.sees(deepseek_v2.plan({**WRONG, **WRONG_SECOND, **WRONG_THIRD}[wrong](config)))
+
+
+def without_shared(plan: p.Plan) -> p.Plan:
+    ops = [op for op in plan.ops if not (getattr(op, "out", "") == "shared" or getattr(op, "x", "") == "shared")]
+    return replace(plan, ops=tuple(ops))
+
+
+PLANS = {
+    "no shared experts": without_shared,
+    "experts of the residual before its norm": lambda plan: changed(plan, p.Experts, norm=None),
+    "gate and up swapped": lambda plan: changed(plan, p.Experts, lambda op: [replace(op, gate=op.up, up=op.gate)]),
+    "router of another layer's norm": lambda plan: changed(plan, p.NormLinear, lambda op: [
+        replace(op, norm=op.norm.replace("ffn_norm", "attn_norm")) if op.out == "router" else op]),
+    "key rotated, not queries": lambda plan: replace(
+        changed(plan, p.LatentKV, rope=1), ropes=(*plan.ropes, p.Rope((0.0,) * 8, True))),
+    "a window": lambda plan: changed(plan, p.Attention, window=20),
+}
+
+
+@pytest.mark.parametrize("wrong", PLANS)
+@pytest.mark.parametrize("generation", ["second", "third"])
+def test_a_wrong_plan_is_seen(generation: str, wrong: str, request) -> None:
+    family = request.getfixturevalue(generation)
+    family.sees(PLANS[wrong](family.plan))
+
+
+def parts_turned(values: dict[str, np.ndarray], name: str, parts: int) -> None:
+    """Every part's matrix in its neighbour's place."""
+    for key in values:
+        if key.endswith(name):
+            values[key] = np.roll(values[key].reshape(parts, -1, values[key].shape[1]), 1, 0).reshape(values[key].shape)
+
+
+@pytest.mark.parametrize("name, parts", [
+    ("attn_k_b.weight", 4), ("attn_v_b.weight", 4), ("ffn_gate_exps.weight", 8), ("ffn_up_exps.weight", 8),
+    ("ffn_down_exps.weight", 8), ("ffn_gate_inp.weight", 8)])
+def test_parts_in_another_order_are_seen(third: Family, name: str, parts: int) -> None:
+    values = read(third.reference, deepseek_v2, config_of(third.reference), as_saved)
+    parts_turned(values, name, parts)
+    third.sees(third.plan, stored(third.plan, values))
+
+
+# ---- configs ----
+
+def test_config_json_says_what_the_model_is(second: Family, third: Family) -> None:
+    latent = Latent(rank=32, q_rank=48, keys=16, rope=16, values=16)
+    experts = Experts(8, 3, 32, shared=64, dense=1, groups=4, groups_kept=2, group_best=1, scale=1.7)
+    found = config_of(second.reference)
+    assert (found.latent, found.experts, found.kv_heads, found.head_dim, found.tied) == (latent, experts, 1, 48, False)
+    assert found.query_scale == pytest.approx(32**-0.5 * (1 + 0.07 * np.log(8.0))**2)
+    other = replace(experts, group_best=2, sigmoid=True, biased=True, normalize=True)
+    assert config_of(third.reference).experts == other
+
+
+@pytest.mark.parametrize("generation", ["V2", "V3"])
+def test_what_config_json_leaves_out_is_as_in_transformers(generation: str) -> None:
+    """But for V2's default of 1407 numbers an expert, which no model has, and how many a token meets, which it does not say."""
+    more = dict(moe_intermediate_size=1408, num_experts_per_tok=6) if generation == "V2" else {}
+    said = getattr(transformers, f"Deepseek{generation}Config")(**more)
+    whole = deepseek_v2.from_hf(Metadata(said.to_dict(), "config.json"), {})
+    kind = {"model_type": f"deepseek_{generation.lower()}"}
+    assert deepseek_v2.from_hf(Metadata({**kind, **more}, "config.json"), {}) == whole
+    bare = deepseek_v2.from_hf(Metadata({**kind, **more, "q_lora_rank": None}, "config.json"), {})
+    assert whole.latent is not None and whole.latent.q_rank == 1536 and bare.latent == replace(whole.latent, q_rank=0)
+
+
+@pytest.mark.parametrize("factor, beta, mscale, all_dim, more", [
+    (40.0, 32, 0.707, 0.707, {}), (8.0, 16, 1.0, 0.7, {}), (4.0, 32, None, None, {}), (4.0, 32, 1.0, None, {}),
+    (2.0, 64, None, None, {"attention_factor": 1.3}), (16.0, 32, 1.0, 1.0, {"truncate": False, "beta_slow": 2})])
+def test_yarn_equals_transformers(factor: float, beta: float, mscale: float | None, all_dim: float | None, more: dict) -> None:
+    """Frequencies, what cosines are multiplied by, and the attention's scale."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    said = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": 4096, "beta_fast": beta, "rope_theta": 1e4,
+            **{k: v for k, v in (("mscale", mscale), ("mscale_all_dim", all_dim)) if v is not None}, **more}
+    config = transformers.DeepseekV3Config(**{**SHAPE, "rope_parameters": said, "qk_rope_head_dim": 64,
+                                              "max_position_embeddings": int(4096 * factor)})
+    inv_freq, grown = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))
+    new = config.to_dict()
+    old = {**new, "rope_theta": 1e4, "rope_scaling": {**said, "type": "yarn"}, "rope_parameters": None}
+    for values in (new, old):
+        plan = deepseek_v2.plan(deepseek_v2.from_hf(Metadata(values, "config.json"), {}))
+        assert np.allclose(plan.ropes[0].inv_freq, inv_freq.double().numpy(), rtol=1e-6, atol=0)
+        assert plan.ropes[0].mscale == pytest.approx(grown)
+        attention = next(op for op in plan.ops if isinstance(op, p.Attention))
+        layer = transformers.models.deepseek_v3.modeling_deepseek_v3.DeepseekV3Attention(config, 0)
+        assert attention.scale == pytest.approx(layer.scaling)
+
+
+@pytest.mark.parametrize("generation, fields, says", [
+    ("v2", {"norm_topk_prob": True}, "norm_topk_prob"), ("v2", {"topk_method": "noaux_tc"}, "topk_method"),
+    ("v2", {"scoring_func": "sigmoid"}, "scoring_func"), ("v3", {"scoring_func": "softmax"}, "scoring_func"),
+    ("v3", {"topk_method": "greedy"}, "topk_method"), ("v3", {"n_group": 5}, "groups"), ("v3", {"topk_group": 9}, "topk_group"),
+    ("v3", {"num_experts_per_tok": 200}, "groups"), ("v3", {"kv_lora_rank": 500}, "latent has 500"),
+    ("v3", {"v_head_dim": 100}, "value has 100"), ("v3", {"moe_intermediate_size": 1407}, "expert has 1407"),
+    ("v3", {"qk_rope_head_dim": 63}, "even"), ("v3", {"attention_bias": True}, "attention_bias"),
+    ("v3", {"num_key_value_heads": 4}, "num_key_value_heads"), ("v3", {"moe_layer_freq": 2}, "moe_layer_freq"),
+    ("v3", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "original_max_position"),
+    ("v3", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "dynamic")])
+def test_bad_config_json(generation: str, fields: dict[str, object], says: str) -> None:
+    base = {"model_type": f"deepseek_{generation}", "moe_intermediate_size": 1408, "num_experts_per_tok": 8}
+    with pytest.raises(ModelInvalid, match=f"config.json.*{says}"):
+        deepseek_v2.from_hf(Metadata(base | fields, "config.json"), {})
+
+
+# ---- GGUF ----
+
+def write_gguf(path: Path, config: ModelConfig, values: dict[str, np.ndarray], heads_apart: bool = True) -> Path:
+    """The file as llama.cpp's converter writes it, F32, without a tokenizer: experts stacked, kv_b split and turned (heads_apart)
+    or, as older ones have it, whole."""
+    latent, e, out = config.latent, config.experts, gguf.GGUFWriter(path, "deepseek2")
+    assert latent is not None and e is not None
+    out.add_context_length(config.context)
+    out.add_embedding_length(config.width)
+    out.add_block_count(config.layers)
+    out.add_feed_forward_length(config.hidden)
+    out.add_head_count(config.heads)
+    out.add_head_count_kv(1 if heads_apart else config.heads)
+    out.add_layer_norm_rms_eps(config.eps)
+    out.add_rope_freq_base(config.rope_theta)
+    out.add_rope_dimension_count(latent.rope)
+    if latent.q_rank:
+        out.add_q_lora_rank(latent.q_rank)
+    out.add_kv_lora_rank(latent.rank)
+    if heads_apart:
+        out.add_key_length_mla(latent.keys + latent.rope)
+        out.add_value_length_mla(latent.values)
+    out.add_key_length(config.head_dim if heads_apart else latent.keys + latent.rope)
+    out.add_value_length(latent.rank if heads_apart else latent.values)
+    if config.rope_scaling.kind != "none":
+        out.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        out.add_rope_scaling_factor(config.rope_scaling.factor)
+        out.add_rope_scaling_orig_ctx_len(512)
+        out.add_rope_scaling_yarn_beta_fast(16.0)
+        out.add_rope_scaling_yarn_log_mul(0.1 * 0.7)
+    out.add_leading_dense_block_count(e.dense)
+    out.add_expert_count(e.count)
+    out.add_expert_used_count(e.used)
+    out.add_expert_feed_forward_length(e.hidden)
+    out.add_expert_shared_count(e.shared // e.hidden)
+    out.add_expert_weights_scale(e.scale)
+    out.add_expert_weights_norm(e.normalize)
+    out.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID if e.sigmoid else gguf.ExpertGatingFuncType.SOFTMAX)
+    if e.groups > 1:
+        out.add_expert_group_count(e.groups)
+        out.add_expert_group_used_count(e.groups_kept)
+    values = dict(values)
+    for i in range(0 if heads_apart else config.layers):
+        k, v = (values.pop(f"blk.{i}.attn_{n}_b.weight") for n in "kv")
+        k = k.reshape(config.heads, latent.rank, latent.keys).swapaxes(1, 2)
+        whole = np.concatenate((k, v.reshape(config.heads, latent.values, -1)), 1)
+        values[f"blk.{i}.attn_kv_b.weight"] = whole.reshape(-1, latent.rank)
+    for name, value in values.items():
+        parts = e.count if "_exps." in name else config.heads if name.endswith(("_k_b.weight", "_v_b.weight")) else 0
+        out.add_tensor(name, np.ascontiguousarray(value.reshape(parts, -1, value.shape[1]) if parts else value))
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path
+
+
+@pytest.mark.parametrize("which", ["v2 lite", "v3"])
+def test_a_gguf_file_equals_transformers(which: str, tmp_path: Path) -> None:
+    """Whose cosines are not scaled (both mscales are one): the reference's neither."""
+    reference = hugging_face(which)
+    if which == "v3":
+        reference.config.rope_parameters["mscale"] = 0.7
+        reference.model.rotary_emb.attention_scaling = 1.0
+    config = config_of(reference)
+    values = read(reference, deepseek_v2, config, as_saved)
+    with GGUFModel(write_gguf(tmp_path / "m.gguf", config, values)) as file:
+        found = deepseek_v2.from_gguf(file.metadata, file.shapes, file.vector)
+        near = dict(eps=config.eps, query_scale=config.query_scale, latent=config.latent, experts=config.experts,
+                    rope_scaling=config.rope_scaling)
+        assert replace(found, **near, **F32) == config
+        assert found.query_scale == pytest.approx(config.query_scale)
+        assert replace(found.latent, eps=1e-6) == config.latent
+        assert replace(found.experts, scale=config.experts.scale) == config.experts
+        plan = deepseek_v2.plan(replace(found, **F32))
+        assert set(file.tensors) == {w.name for w in plan.weights}
+        for low_memory in (False, True):
+            weights = load_weights(plan.weights, file, threads=1, low_memory=low_memory)
+            for kind in KINDS:
+                Family(reference, plan, weights).same_in(kind, [LENGTH])
