@@ -35,6 +35,7 @@ MODELS = {
              "Q4_1", {}),
     "q4_0": (dict(heads=4, kv_heads=2, head_dim=24, qk_norm=True, tied=False), "Q4_0", dict(softcap=2.0, scale=0.75)),
     "k": (dict(width=256, hidden=256, heads=2, kv_heads=1, head_dim=128, layers=1), "Q4_K Q5_K Q6_K", {}),
+    "level": (dict(width=256, hidden=256, heads=2, kv_heads=1, head_dim=128, layers=1), "Q5_K", dict(level=True)),
     "few bits": (dict(width=256, hidden=256, heads=2, kv_heads=1, head_dim=128, layers=1),
                  "Q8_0 Q2_K Q3_K IQ4_XS NVFP4 MXFP4 F8_E4M3 F8_E5M2", {}),
     "f16": (dict(width=41, hidden=37, heads=2, kv_heads=2, head_dim=10, rope_dims=6), "F16", dict(sharp=30.0)),
@@ -56,6 +57,11 @@ def model(name: str):
     usual = dict(layers=2, width=96, vocab=61) | ({} if family is mamba2 else dict(hidden=96, heads=4, kv_heads=2, head_dim=24))
     plan = family.plan(family.tiny(**{key: value for key, value in {**usual, **fields}.items() if value is not None}))
     values = random_values(plan, 5)
+    if more.get("level"):   # every product at its largest: activations of one size, weights at the top of their range
+        rng = np.random.default_rng(6)
+        for w in plan.weights:
+            top = np.full((w.rows, w.k), 1.0 / w.k) if w.k else np.ones(w.rows)
+            values[w.name] = (top * (rng.random(top.shape) < 0.95) if w.k and w.rows != plan.vocab else top).astype(np.float32)
     for key in values:
         if key.endswith("attn_v.weight"):
             values[key] *= more.get("values", 1)
