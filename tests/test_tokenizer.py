@@ -423,7 +423,7 @@ def small(**changes: object) -> dict[str, object]:
     [
         ({"model": None}, r"tokenizer\.ggml\.model"),
         ({"model": 7}, r"tokenizer\.ggml\.model.*string"),
-        ({"model": "t5"}, r"'t5' is not supported"),
+        ({"model": "rwkv"}, r"'rwkv' is not supported"),
         ({"pre": "nonsense"}, r"'nonsense' is not supported; known are gpt2, .*smollm.*llama-bpe.*qwen2"),
         ({"tokens": None}, r"tokens: missing"),
         ({"tokens": "abc"}, r"tokens: must be a list"),

@@ -71,8 +71,7 @@ static rt_code copy_tokens(rt_bpe *restrict bpe, const rt_bpe_spec *restrict s, 
     const uint32_t length = s->offset[id + 1] - s->offset[id];
     bpe->offset[id] = at;
     bpe->kind[id] = s->kind[id];
-    size_t count = s->kind[id] == RT_TOKEN_NORMAL && !s->ranked ? from_alphabet(alphabet, text, length, bpe->bytes + at) : 0;
-    if (s->ranked && s->kind[id] == RT_TOKEN_NORMAL) memcpy(bpe->bytes + at, text, count = length);
+    size_t count = s->kind[id] == RT_TOKEN_NORMAL ? from_alphabet(alphabet, text, length, bpe->bytes + at) : 0;
     if (count == 1 && bpe->byte_token[bpe->bytes[at]] == NOTHING) bpe->byte_token[bpe->bytes[at]] = (int32_t)id;
     if (count == 0) {
       if (bpe->kind[id] == RT_TOKEN_NORMAL) bpe->kind[id] = RT_TOKEN_UNUSED;
@@ -90,7 +89,7 @@ static rt_code rank_tokens(rt_bpe *restrict bpe, const rt_bpe_spec *restrict s, 
   rt_names names = {0};
   if (!rt_names_init(&names, bpe->bytes, bpe->offset, s->n_tokens, s->seed)) return rt_no_memory(st);
   for (uint32_t id = 0; id < s->n_tokens && st->code == RT_OK; id++) {
-    const uint32_t same = s->kind[id] == RT_TOKEN_NORMAL ? rt_names_add(&names, id) : RT_NO_NAME;
+    const uint32_t same = bpe->kind[id] == RT_TOKEN_NORMAL ? rt_names_add(&names, id) : RT_NO_NAME;
     if (same != RT_NO_NAME) rt_fail(st, RT_BAD_FILE, "tokenizer: tokens %u and %u are the same bytes", same, id);
     else if (bpe->offset[id + 1] - bpe->offset[id] > RT_MAX_PIECE_BYTES)
       rt_fail(st, RT_BAD_FILE, "tokenizer: token %u has %u bytes; at most %d are supported", id,
@@ -102,7 +101,7 @@ static rt_code rank_tokens(rt_bpe *restrict bpe, const rt_bpe_spec *restrict s, 
     for (uint32_t id = 0; id < s->n_tokens && st->code == RT_OK; id++) {
       const uint8_t *bytes = bpe->bytes + bpe->offset[id];
       const uint32_t length = bpe->offset[id + 1] - bpe->offset[id];
-      for (uint32_t cut = 1; s->kind[id] == RT_TOKEN_NORMAL && cut < length; cut++) {
+      for (uint32_t cut = 1; bpe->kind[id] == RT_TOKEN_NORMAL && cut < length; cut++) {
         const uint32_t left = rt_names_find(&names, bytes, cut), right = rt_names_find(&names, bytes + cut, length - cut);
         if (left == RT_NO_NAME || right == RT_NO_NAME) continue;
         if (pass) rt_table_put(&bpe->pairs, rt_pair_key((int32_t)left, (int32_t)right), (uint64_t)id << 32 | id);

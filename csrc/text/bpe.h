@@ -1,6 +1,6 @@
 /* Byte-level byte-pair encoding.
  *
- * A normal token's text is written in the byte alphabet of GPT-2, or is its bytes.
+ * A normal token's text is written in the byte alphabet of GPT-2.
  * A vocabulary is built once and never changes, so any number of threads may encode with it. Encoding splits the text at
  * added tokens, then into words (split.h), and merges within each word: a word that is a token is looked up whole, a short
  * one is merged by scanning for the lowest rank, a long one with a heap. Time is n log n for one word of n bytes, memory
@@ -24,7 +24,7 @@ typedef struct rt_bpe_spec {
   const uint8_t *merge_text;    /* "left right" of every merge, one after another, in order of rank */
   const uint32_t *merge_offset; /* [n_merges + 1] */
   rt_split split;
-  bool ranked;              /* tokens are their bytes as they are, and merge in order of ids: there are no merges */
+  bool ranked;              /* any two neighbours that make a token merge, in order of ids: there are no merges */
   bool ignore_merges;       /* a word that is a token is that token, whatever its merges say */
   uint64_t seed;            /* random: hash tables are laid out by it, results are not */
 } rt_bpe_spec;

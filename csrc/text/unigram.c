@@ -106,11 +106,10 @@ static void emit_unknown(encoder *restrict e, size_t at, size_t end) {
   }
 }
 
-static void offer(best *restrict b, double sum, int32_t token, size_t length) {
-  if (b->length == 0 || sum > b->sum) *b = (best){sum, token, (uint32_t)length};
+/* `single` rounds what is kept, not what it is compared with: as the `sentencepiece` package does, which decides between equals. */
+static void offer(best *restrict b, double sum, bool single, int32_t token, size_t length) {
+  if (b->length == 0 || sum > b->sum) *b = (best){single ? (float)sum : sum, token, (uint32_t)length};
 }
-
-static double added(const rt_unigram *u, double sum, double score) { return u->single ? (float)(sum + score) : sum + score; }
 
 /* Fills e->best[1..n] for text[at..at + n), which ends where a character does. */
 static void find_best(encoder *restrict e, size_t at, size_t n) {
@@ -128,11 +127,12 @@ static void find_best(encoder *restrict e, size_t at, size_t n) {
       to++;
       e->work++;
       if (token == RT_NO_TOKEN) continue;
-      offer(&b[to], added(u, b[from].sum, u->score[token]), token, to - from);
+      offer(&b[to], b[from].sum + u->score[token], u->single, token, to - from);
       whole |= to == next;
     }
     e->work++;
-    if (!whole) offer(&b[next], added(u, b[from].sum, u->unknown_score), NOTHING, next - from);
+    const double unknown = b[from].sum + u->unknown_score;
+    if (!whole) offer(&b[next], u->single ? (float)unknown : unknown, u->single, NOTHING, next - from);
   }
 }
 

@@ -17,8 +17,8 @@ class Bpe:
         seed: int,
     ) -> None:
         """text: the UTF-8 of all tokens; offset: [n + 1] where each begins; kind: [n]; merge_text and
-        merge_offset: the same of "left right" for every merge, in order of rank; ranked: tokens are bytes and merge in
-        order of their ids, without merges."""
+        merge_offset: the same of "left right" for every merge, in order of rank; ranked: tokens merge in order of their
+        ids, without merges."""
 
     def encode(
         self, text: bytes, allow_special: bool

@@ -81,6 +81,11 @@ class Strip:
         return text
 
 
+def trim(text: str) -> str:
+    """Without spaces at either end."""
+    return text.strip(" ")
+
+
 class _Table(dict[int, str]):
     """For str.translate: what a rule makes of a character, kept once it is known."""
 

@@ -11,6 +11,7 @@ from operator import index
 from pathlib import Path
 
 from pyruntime.errors import ModelInvalid, ModelNotFound
+from pyruntime.tokenizer.normalize import MARK, Bert, Prepend, Squeeze, Step, chars_map, trim
 from pyruntime.tokenizer.pipeline import AddedToken, Rules
 
 
@@ -62,6 +63,7 @@ class Spec:
     kinds: list[int]
     merges: Sequence[str] = ()  # "left right", in order of rank
     split: str = "gpt2"
+    ranked: bool = False  # tokens merge in order of their ids, without merges
     ignore_merges: bool = False
     bos_id: int | None = None
     eos_id: int | None = None
@@ -96,19 +98,22 @@ def from_gguf_metadata(meta: Mapping[str, object]) -> Spec:
     model = as_text(meta, "tokenizer.ggml.model")
     if model is None:
         raise ModelInvalid("tokenizer.ggml.model: missing; the file has no tokenizer")
-    if model not in ("gpt2", "llama"):
-        raise ModelInvalid(f"tokenizer.ggml.model: {model!r} is not supported; byte-level BPE ('gpt2') and "
-                           "SentencePiece BPE ('llama') are")
+    if model not in _GGUF_MODELS:
+        raise ModelInvalid(f"tokenizer.ggml.model: {model!r} is not supported; byte-level BPE ('gpt2'), SentencePiece's BPE "
+                           "('llama') and unigram ('t5') and WordPiece ('bert') are")
     tokens = as_texts(meta.get("tokenizer.ggml.tokens"), "tokenizer.ggml.tokens")
 
     def token_id(name: str) -> int | None:
         return as_id(meta.get(f"tokenizer.ggml.{name}_token_id"), len(tokens), f"tokenizer.ggml.{name}_token_id")
 
-    spec = (_gguf_byte_level if model == "gpt2" else _gguf_sentencepiece)(meta, tokens)
-    spec.bos_id, spec.eos_id, spec.unknown_id = token_id("bos"), token_id("eos"), token_id("unknown")
-    by_default = spec.family == "spm" or spec.ignore_merges
+    unknown = token_id("unknown")
+    spec = _GGUF_MODELS[model](meta, tokens, unknown)
+    spec.bos_id, spec.eos_id, spec.unknown_id = token_id("bos"), token_id("eos"), unknown
+    if model == "bert":
+        spec.eos_id = next((i for i in map(token_id, ("seperator", "separator", "eos")) if i is not None), None)
+    by_default = model in ("llama", "bert") or spec.ignore_merges
     add_bos = as_flag(meta, "tokenizer.ggml.add_bos_token", default=by_default)
-    add_eos = as_flag(meta, "tokenizer.ggml.add_eos_token", default=False)
+    add_eos = as_flag(meta, "tokenizer.ggml.add_eos_token", default=model in ("t5", "bert"))
     spec.prefix = [spec.bos_id] if add_bos and spec.bos_id is not None else []
     spec.suffix = [spec.eos_id] if add_eos and spec.eos_id is not None else []
     spec.end_ids = end_ids_of(tokens, spec.kinds, [spec.eos_id, token_id("eot"), token_id("eom")])
@@ -116,7 +121,7 @@ def from_gguf_metadata(meta: Mapping[str, object]) -> Spec:
     return spec
 
 
-def _gguf_byte_level(meta: Mapping[str, object], tokens: list[str]) -> Spec:
+def _gguf_byte_level(meta: Mapping[str, object], tokens: list[str], unknown: int | None) -> Spec:
     pre = as_text(meta, "tokenizer.ggml.pre") or "default"
     return Spec(
         family="bpe",
@@ -128,17 +133,91 @@ def _gguf_byte_level(meta: Mapping[str, object], tokens: list[str]) -> Spec:
     )
 
 
-def _gguf_sentencepiece(meta: Mapping[str, object], tokens: list[str]) -> Spec:
-    scores = as_list(meta.get("tokenizer.ggml.scores"), "tokenizer.ggml.scores")
-    if len(scores) != len(tokens):
-        raise ModelInvalid(f"tokenizer.ggml.scores: {len(scores)} entries for {len(tokens)} tokens")
-    return Spec(
+def _gguf_sentencepiece(meta: Mapping[str, object], tokens: list[str], unknown: int | None) -> Spec:
+    spec = Spec(
         family="spm",
         tokens=tokens,
         kinds=_gguf_kinds(meta.get("tokenizer.ggml.token_type"), len(tokens), Kind.BYTE),
-        scores=scores,  # type: ignore[arg-type]  # checked when they become an array
+        scores=_gguf_scores(meta, len(tokens)),
         space_prefix=as_flag(meta, "tokenizer.ggml.add_space_prefix", default=True),
     )
+    if steps := _gguf_steps(meta):  # a model that normalizes: all that goes before merging is the rules'
+        _put_rules(spec, steps)
+    return spec
+
+
+def _gguf_unigram(meta: Mapping[str, object], tokens: list[str], unknown: int | None) -> Spec:
+    scores = _gguf_scores(meta, len(tokens))
+    kinds = _gguf_kinds(meta.get("tokenizer.ggml.token_type"), len(tokens), Kind.BYTE)
+    try:
+        least = min((float(score) for score, kind in zip(scores, kinds, strict=True) if kind == Kind.NORMAL), default=0.0)
+    except (TypeError, ValueError):
+        raise ModelInvalid("tokenizer.ggml.scores: every one must be a number") from None
+    spec = Spec("unigram", tokens, kinds, scores=scores, least_score=least, single_sums=True,
+                space_prefix=as_flag(meta, "tokenizer.ggml.add_space_prefix", default=True))
+    if unknown is not None:
+        spec.kinds[unknown] = Kind.SPECIAL
+    _put_rules(spec, _gguf_steps(meta))
+    return spec
+
+
+def _put_rules(spec: Spec, steps: list[Step]) -> None:
+    """steps before the model, then a space before what they leave; added tokens are looked for in what they leave."""
+    before = [Prepend(MARK)] if spec.space_prefix else []
+    spec.rules = Rules([*steps, *before], marks=True)
+    spec.opening, spec.space_prefix = "space" if spec.space_prefix else "", False
+    spec.added = [AddedToken(token, i, kind == Kind.SPECIAL, normalized=kind == Kind.ADDED)
+                  for i, (token, kind) in enumerate(zip(spec.tokens, spec.kinds, strict=True))
+                  if kind in (Kind.ADDED, Kind.SPECIAL)]
+    spec.kinds = [Kind.UNUSED if kind == Kind.ADDED else kind for kind in spec.kinds]
+
+
+def _gguf_steps(meta: Mapping[str, object]) -> list[Step]:
+    """SentencePiece's normalizer: a map of characters, single spaces."""
+    key = "tokenizer.ggml.precompiled_charsmap"
+    value, steps = meta.get(key), list[Step]()
+    if value is not None:
+        if not isinstance(value, bytes):
+            try:
+                value = bytes(b & 255 for b in as_list(value, key))  # type: ignore[operator]
+            except TypeError:
+                raise ModelInvalid(f"{key}: must be bytes") from None
+        steps += [chars_map(value, graphemes=False)] if value else []
+    if as_flag(meta, "tokenizer.ggml.remove_extra_whitespaces", default=False):
+        steps += [Squeeze(2, " "), trim]
+    return steps
+
+
+def _gguf_words(meta: Mapping[str, object], tokens: list[str], unknown: int | None) -> Spec:
+    """A GGUF writes the beginning of a word with U+2581, and what is within one without ##."""
+    def back(token: str) -> str:
+        return token[1:] if token[:1] == MARK else token if token[:1] == "[" and token[-1:] == "]" else "##" + token
+
+    return words_spec([back(token) for token in tokens])
+
+
+def words_spec(tokens: list[str], lower: bool = True, strip: object = None, apart: bool = True) -> Spec:
+    """BERT's tokenizer over tokens that write ## within a word."""
+    specials = {name: tokens.index(name) for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if name in tokens}
+    if not {"[UNK]", "[CLS]", "[SEP]"} <= specials.keys():
+        raise ModelInvalid("tokenizer: the vocabulary must have [UNK], [CLS] and [SEP]")
+    kinds = [int(Kind.NORMAL)] * len(tokens)
+    for i in specials.values():
+        kinds[i] = Kind.SPECIAL
+    rules = Rules([Bert(True, apart, lower if strip is None else bool(strip), lower)])
+    added = [AddedToken(name, i, special=True) for name, i in specials.items()]
+    return Spec("wordpiece", tokens, kinds, rules=rules, added=added, unknown_id=specials["[UNK]"], bos_id=specials["[CLS]"],
+                prefix=[specials["[CLS]"]], suffix=[specials["[SEP]"]], subword_prefix="##", cleanup=True)
+
+
+def _gguf_scores(meta: Mapping[str, object], n: int) -> Sequence[float]:
+    scores = as_list(meta.get("tokenizer.ggml.scores"), "tokenizer.ggml.scores")
+    if len(scores) != n:
+        raise ModelInvalid(f"tokenizer.ggml.scores: {len(scores)} entries for {n} tokens")
+    return scores  # type: ignore[return-value]  # checked when they become an array
+
+
+_GGUF_MODELS = {"gpt2": _gguf_byte_level, "llama": _gguf_sentencepiece, "t5": _gguf_unigram, "bert": _gguf_words}
 
 
 def from_vocab_merges(vocab: str | Path | bytes, merges: str | Path | bytes) -> Spec:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pyruntime._core._text import Bpe, Chars, Spm, Unigram, WordPiece
 from pyruntime.errors import FieldInvalid, ModelInvalid
+from pyruntime.tokenizer import files
 from pyruntime.tokenizer import spec as specs
 from pyruntime.tokenizer.chat import ChatTemplate
 from pyruntime.tokenizer.pipeline import Encoded, Model, Pipeline, Rules, packed, utf8
@@ -64,7 +65,7 @@ def _unknown(spec: Spec) -> int:
 
 def _byte_level_bpe(spec: Spec) -> Encoder:
     split, merges = specs.find_split(spec.split), packed(spec.merges, "merges")
-    return Bpe(*_listed(spec), *merges, split, False, spec.ignore_merges, secrets.randbits(64))
+    return Bpe(*_listed(spec), *merges, split, spec.ranked, spec.ignore_merges, secrets.randbits(64))
 
 
 def _sentencepiece_bpe(spec: Spec) -> Encoder:
@@ -146,6 +147,23 @@ class Tokenizer:
     @classmethod
     def from_vocab_merges(cls, vocab: str | Path | bytes, merges: str | Path | bytes) -> Tokenizer:
         return cls(specs.from_vocab_merges(vocab, merges))
+
+    @classmethod
+    def from_tekken(cls, source: str | Path | bytes) -> Tokenizer:
+        return cls(files.from_tekken(source))
+
+    @classmethod
+    def from_sentencepiece(cls, source: str | Path | bytes) -> Tokenizer:
+        return cls(files.from_sentencepiece(source))
+
+    @classmethod
+    def from_vocab_txt(cls, source: str | Path | bytes, config: Mapping[str, object] | None = None) -> Tokenizer:
+        return cls(files.from_vocab_txt(source, config))
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Tokenizer:
+        """Of a model's folder, whichever of the known files it has. ModelNotFound where it has none."""
+        return cls(files.from_folder(folder))
 
     @property
     def add_bos(self) -> bool:

@@ -79,7 +79,7 @@ def from_tokenizer_json(source: str | Path | bytes, config: Mapping[str, object]
     spec.bos_id = spec.prefix[0] if bos is None and spec.prefix else bos
     spec.eos_id = config_id("eos")
     spec.end_ids = end_ids_of(spec.tokens, spec.kinds, [spec.eos_id])
-    spec.chat_template = _config_template(config)
+    spec.chat_template = template_of(config)
     return spec
 
 
@@ -319,9 +319,13 @@ def _step(step: Object) -> str:
     if kind == "Digits" and step.get("individual_digits"):
         return "digits"
     if kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert") and isinstance(pattern, dict):
-        # Some files have line breaks themselves in the pattern.
-        return _REGEXES.get(str(pattern.get("Regex")).replace("\r", "\\r").replace("\n", "\\n"), "?")
+        return split_of_pattern(pattern.get("Regex")) or "?"
     return "?"
+
+
+def split_of_pattern(pattern: object) -> str | None:
+    """What a regular expression is called. Some files have line breaks themselves in it."""
+    return _REGEXES.get(str(pattern).replace("\r", "\\r").replace("\n", "\\n"))
 
 
 def _byte_level_decoder(value: object) -> None:
@@ -421,7 +425,7 @@ def _template(node: Object, n: int) -> tuple[list[int], list[int]]:
     return sides
 
 
-def _config_template(config: Mapping[str, object]) -> str | None:
+def template_of(config: Mapping[str, object]) -> str | None:
     """tokenizer_config.json's chat_template: one, or several by name, of which `default` is the one."""
     value = config.get("chat_template")
     if isinstance(value, list):
