@@ -89,7 +89,8 @@ bench: $(VENV)/.installed
 # Copies of the tree, built with the sanitizers, under the same tests. PyTorch is not instrumented, so these leave it out.
 # The thread sanitizer follows our own pool; what OpenMP's threads do it cannot see (tests/tsan.supp).
 SANE ?= tests/test_gguf.py tests/test_hostile_files.py tests/test_safetensors.py tests/test_quantize.py tests/test_pack.py \
-  tests/test_tokenizer.py tests/test_tokenizer_spm.py tests/test_tokenizer_json.py tests/test_kernels.py tests/test_exec.py
+  tests/test_tokenizer.py tests/test_tokenizer_spm.py tests/test_tokenizer_json.py tests/test_tokenizer_files.py \
+  tests/test_kernels.py tests/test_exec.py
 RACE ?= tests/test_exec.py tests/test_exec_edges.py
 asan: build/address,undefined
 	cd build/address,undefined && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
