@@ -12,7 +12,8 @@ import fuzz
 
 #: enough to reach what the corpus reaches many times over, in seconds
 RUNS = {("gguf", "address"): 20_000, ("safetensors", "address"): 20_000, ("tokenizer", "address"): 4_000,
-        ("sentencepiece", "address"): 4_000, ("batch", "address"): 1_000, ("batch", "thread"): 150}
+        ("sentencepiece", "address"): 4_000, ("vocabulary", "address"): 4_000, ("batch", "address"): 1_000,
+        ("batch", "thread"): 150}
 
 
 @pytest.mark.timeout(900)

@@ -2,7 +2,7 @@
 
     python tests/fuzz/fuzz.py gguf --runs 1000000        the GGUF reader, and packing of what it accepts
     python tests/fuzz/fuzz.py safetensors                the safetensors reader
-    python tests/fuzz/fuzz.py tokenizer | sentencepiece | batch   vocabularies; plans and batches on a small engine
+    python tests/fuzz/fuzz.py tokenizer | sentencepiece | vocabulary | batch   vocabularies; plans and batches on a small engine
     python tests/fuzz/fuzz.py batch --sanitizer thread   the same batches on four threads of our own pool
 
 Needs gcc. Starts from `corpus/<target>` (and the files of tests/corpus/<target>), the same seed gives the same runs, and the inputs
@@ -27,13 +27,15 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 CSRC = ROOT / "csrc"
 #: target -> runs unless told: minutes each
-TARGETS = {"gguf": 1_000_000, "safetensors": 1_000_000, "tokenizer": 200_000, "sentencepiece": 200_000, "batch": 30_000}
+TARGETS = {"gguf": 1_000_000, "safetensors": 1_000_000, "tokenizer": 200_000, "sentencepiece": 200_000, "vocabulary": 200_000,
+           "batch": 30_000}
 #: what each target is linked with; the target itself may include a source whole
 PARTS = {
     "gguf": ["load/file.c", "load/pack.c", "quant/*.c"],
     "safetensors": ["load/file.c", "load/pack.c", "quant/*.c"],
     "tokenizer": ["text/*.c"],
     "sentencepiece": ["text/*.c"],
+    "vocabulary": ["text/*.c"],
     "batch": ["exec/*.c", "base/*.c", "load/pack.c", "quant/*.c", "isa/table.c", "isa/scalar.c"],
 }
 FLAGS = ["-std=gnu11", "-O1", "-g1", "-fopenmp", "-ffp-contract=off", "-fno-omit-frame-pointer", "-Wall", "-Wextra", f"-I{CSRC}"]

@@ -80,6 +80,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   rt_bpe *bpe = NULL;
   must(offset != NULL);
   rt_bpe_spec spec = {.split = (rt_split)(take(&s, 1) % 8), .ignore_merges = (flags = take(&s, 1)) & 1, .seed = take(&s, 4)};
+  spec.ranked = flags & 4;
   uint32_t n_tokens = take(&s, 1) % (MOST_TOKENS + 1), first = flags & 2 ? 256 : 0;
   spec.n_tokens = first + n_tokens, spec.n_merges = take(&s, 1) % (MOST_MERGES + 1);
   letters = first ? put_letters(all_letters, offset) : 0;
