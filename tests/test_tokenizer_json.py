@@ -467,6 +467,8 @@ BAD = [
     ("unigram", put("model", "vocab", 3, ["a", -1.0]), r"tokens 1 and 3 are the same"),
     ("unigram", put("model", "vocab", 3, ["x" * 10**6, -1.0]), r"token 3 has 1000000 bytes; at most 512"),
     ("unigram", put("model", "unk_id", 10**6), r"unk_id: token id 1000000 is outside"),
+    ("unigram", put("model", "vocab", 3, ["é", 10**400]), r"a score is beyond all floats"),
+    ("bpe", put("normalizer", {"type": "Prepend", "prepend": "\ud800"}), r"not valid Unicode"),
     ("words", put("model", "unk_token", None), r"unk_token: must be"),
     ("words", put("model", "max_input_chars_per_word", -1), r"max_input_chars_per_word: must be a count"),
     ("words", put("model", "vocab", "x" * 10**6, 10), r"same id|1000000 bytes"),
@@ -481,6 +483,13 @@ def test_what_is_not_done_is_an_error_that_names_it(which: str, change: Any, say
     with pytest.raises(ModelInvalid, match=says) as caught:
         Tokenizer.from_tokenizer_json(changed(change, which))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("data", [b"1" * 5000, b"[" * 10**5, b'{"model":' * 10**5, b"\xff", b"", b'"\\ud800"'])
+def test_what_is_no_json(data: bytes) -> None:
+    for read in (Tokenizer.from_tokenizer_json, Tokenizer.from_tekken):
+        with pytest.raises(ModelInvalid):
+            read(data)
 
 
 @pytest.mark.parametrize("which", ["bpe", "unigram", "words", "t5"])

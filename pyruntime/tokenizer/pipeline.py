@@ -65,7 +65,7 @@ def utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise ModelInvalid(f"tokenizer: token {text!r:.40} is not valid Unicode") from None
+        raise ModelInvalid(f"tokenizer: {text!r:.40} is not valid Unicode") from None
 
 
 def packed(texts: Sequence[str], what: str) -> tuple[bytes, npt.NDArray[np.uint32]]:

@@ -314,9 +314,10 @@ def decode_utf8(data: bytes, what: str) -> str:
 
 
 def parse_json(source: str | Path | bytes, what: str) -> object:
+    text = decode_utf8(read_file(source, what), what)
     try:
-        return json.loads(decode_utf8(read_file(source, what), what))
-    except (json.JSONDecodeError, RecursionError) as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, or a number of thousands of digits
         raise ModelInvalid(f"{what}: not JSON: {error}") from None
 
 

@@ -25,7 +25,7 @@ from pyruntime.tokenizer.normalize import (
     lowercase,
     strip_accents,
 )
-from pyruntime.tokenizer.pipeline import TO_MARKS, AddedToken, Rules
+from pyruntime.tokenizer.pipeline import TO_MARKS, AddedToken, Rules, utf8
 from pyruntime.tokenizer.spec import Kind, Spec, as_id, as_list, as_object, as_texts, end_ids_of, parse_json, vocabulary_by_id
 
 MOST_STEPS, MOST_DEPTH, MOST_GROWTH, MOST_CHARS = 64, 8, 64.0, 64
@@ -133,7 +133,10 @@ def _unigram(data: Object, model: Object) -> Spec:
     rules, split_words = _spaces(data.get("pre_tokenizer"), _steps(data.get("normalizer")))
     names = [(text, i) for i, (text, _) in enumerate(pairs)]
     tokens, kinds, added = _vocabulary(names, data, unknown=unknown, fallback=bool(model.get("byte_fallback")), marks=True)
-    scores = [float(score) for _, score in pairs]  # type: ignore[arg-type]
+    try:
+        scores = [float(score) for _, score in pairs]  # type: ignore[arg-type]
+    except OverflowError:
+        raise ModelInvalid("tokenizer.json: model.vocab: a score is beyond all floats") from None
     return Spec("unigram", tokens, kinds, rules=rules, added=added, unknown_id=unknown, split_words=split_words,
                 scores=scores + [0.0] * (len(tokens) - len(scores)), least_score=min(scores, default=0.0),
                 opening=_opening(data.get("decoder"), rules))
@@ -259,6 +262,7 @@ def _short(node: Object, name: str, least: int = 0) -> str:
     value = node.get(name)
     if not isinstance(value, str) or not least <= len(value) <= MOST_CHARS:
         raise ModelInvalid(f"tokenizer.json: {node.get('type')}.{name}: must be a text of {least} to {MOST_CHARS} characters")
+    utf8(value)
     return value
 
 
