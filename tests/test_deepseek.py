@@ -2,6 +2,7 @@
 and every way to get the family wrong."""
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +16,23 @@ pytest.importorskip("gguf")
 
 import gguf
 import transformers
-from family_checks import CHUNKS, F32, KINDS, LENGTH, Family, changed, logits, read, scattered
-from reference_models import stored
+from click.testing import CliRunner
+from family_checks import CHUNKS, F32, KINDS, LENGTH, Family, changed, logits, read, same_bits, scattered
+from folders import write_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference_models import random_values, stored
+from tiny_model import tiny_tokenizer
 
+from pyruntime import LLM
 from pyruntime import plan as p
 from pyruntime.backends.base import expert_counts
+from pyruntime.cli.inspect import command
 from pyruntime.config import Experts, Latent, Metadata, ModelConfig, RopeScaling
-from pyruntime.errors import ModelInvalid
-from pyruntime.loading import kv_bytes_per_token
+from pyruntime.errors import FieldInvalid, ModelInvalid
+from pyruntime.loading import kv_bytes_per_token, open_model
 from pyruntime.models import deepseek_v2
+from pyruntime.quant import FORMATS
 from pyruntime.recipe import yarn_factors, yarn_mscale
 from pyruntime.weights import load_weights
 from pyruntime.weights.gguf import GGUFModel
@@ -153,6 +162,13 @@ def test_a_token_keeps_its_latent_and_one_rotated_key(made: Family) -> None:
         backend = made.backend("native", plan)
         assert backend.page(0, 0).nbytes == p.PAGE_TOKENS * token
         backend.close()
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_native_chunks_threads_and_memory_do_not_matter(seed: int) -> None:
+    plan = deepseek_v2.plan(deepseek_v2.tiny(vocab=67, latent=Latent(rank=64, q_rank=32, keys=32, rope=8, values=32)))
+    same_bits(plan, random_values(plan, seed), seed)
 
 
 # ---- what is not the family ----
@@ -310,9 +326,10 @@ def test_bad_config_json(generation: str, fields: dict[str, object], says: str) 
 
 # ---- GGUF ----
 
-def write_gguf(path: Path, config: ModelConfig, values: dict[str, np.ndarray], heads_apart: bool = True) -> Path:
+def write_gguf(path: Path, config: ModelConfig, values: dict[str, np.ndarray], heads_apart: bool = True,
+               format: str | None = None) -> Path:
     """The file as llama.cpp's converter writes it, F32, without a tokenizer: experts stacked, kv_b split and turned (heads_apart)
-    or, as older ones have it, whole."""
+    or, as older ones have it, whole and in `format`."""
     latent, e, out = config.latent, config.experts, gguf.GGUFWriter(path, "deepseek2")
     assert latent is not None and e is not None
     out.add_context_length(config.context)
@@ -354,7 +371,8 @@ def write_gguf(path: Path, config: ModelConfig, values: dict[str, np.ndarray], h
         k, v = (values.pop(f"blk.{i}.attn_{n}_b.weight") for n in "kv")
         k = k.reshape(config.heads, latent.rank, latent.keys).swapaxes(1, 2)
         whole = np.concatenate((k, v.reshape(config.heads, latent.values, -1)), 1)
-        values[f"blk.{i}.attn_kv_b.weight"] = whole.reshape(-1, latent.rank)
+        name, kind = f"blk.{i}.attn_kv_b.weight", gguf.GGMLQuantizationType[format or "F32"]
+        out.add_tensor(name, gguf.quants.quantize(whole.reshape(-1, latent.rank), kind), raw_dtype=kind)
     for name, value in values.items():
         parts = e.count if "_exps." in name else config.heads if name.endswith(("_k_b.weight", "_v_b.weight")) else 0
         out.add_tensor(name, np.ascontiguousarray(value.reshape(parts, -1, value.shape[1]) if parts else value))
@@ -383,8 +401,128 @@ def test_a_gguf_file_equals_transformers(which: str, tmp_path: Path) -> None:
         assert replace(found.latent, eps=1e-6) == config.latent
         assert replace(found.experts, scale=config.experts.scale) == config.experts
         plan = deepseek_v2.plan(replace(found, **F32))
-        assert set(file.tensors) == {w.name for w in plan.weights}
+        assert set(file.tensors) == {w.name for w in plan.weights} and file.source(plan, found) is file
         for low_memory in (False, True):
             weights = load_weights(plan.weights, file, threads=1, low_memory=low_memory)
             for kind in KINDS:
                 Family(reference, plan, weights).same_in(kind, [LENGTH])
+
+
+@pytest.mark.parametrize("format", ["F32", "F16", "Q8_0"])
+def test_older_files_hold_both_halves_in_one(format: str, third: Family, tmp_path: Path) -> None:
+    """attn_kv_b instead of attn_k_b and attn_v_b: the same numbers, whatever its format; the first turned, in F32 if of blocks."""
+    config, twin = config_of(third.reference), FORMATS[format]
+    values = read(third.reference, deepseek_v2, config, as_saved)
+    for name in values:
+        if name.endswith(("attn_k_b.weight", "attn_v_b.weight")):    # as the file's rounding leaves them
+            values[name] = rounded_rows(values[name], name, config, twin)
+    files = []
+    for apart in (True, False):
+        path = write_gguf(tmp_path / f"{apart}.gguf", config, values, apart, None if apart else format)
+        with GGUFModel(path) as file:
+            found = replace(deepseek_v2.from_gguf(file.metadata, file.shapes, file.vector), **F32)
+            plan = deepseek_v2.plan(found)
+            source = file.source(plan, found)
+            files.append((found, load_weights(plan.weights, source, threads=1),
+                          load_weights(plan.weights, source, threads=1, low_memory=True)))
+            notes = source.notes
+    assert files[0][0] == files[1][0] and (notes == ()) == (format != "Q8_0")
+    for name in (w.name for w in plan.weights):
+        want = files[0][1][name].f32()
+        assert all(np.array_equal(w[name].f32(), want) for _, *both in files for w in both), name
+    assert files[1][1]["blk.0.attn_k_b.weight"].format_name == ("F32" if format == "Q8_0" else format)
+    assert files[1][1]["blk.0.attn_v_b.weight"].format_name == format
+
+
+def rounded_rows(x: np.ndarray, name: str, config: ModelConfig, twin) -> np.ndarray:
+    """Through the format along the latent, as attn_kv_b's rows lie."""
+    latent, turned = config.latent, "k_b" in name
+    assert latent is not None
+    rows = x.reshape(config.heads, latent.rank, latent.keys).swapaxes(1, 2) if turned else x
+    rows = np.ascontiguousarray(rows.reshape(-1, latent.rank))
+    rows = twin.dequantize(twin.quantize(rows), rows.shape)
+    rows = rows.reshape(config.heads, latent.keys, latent.rank).swapaxes(1, 2) if turned else rows
+    return np.ascontiguousarray(rows).reshape(x.shape).astype(np.float32)
+
+
+def test_a_file_with_halves_of_another_height(third: Family, tmp_path: Path) -> None:
+    config = config_of(third.reference)
+    values = read(third.reference, deepseek_v2, config, as_saved)
+    with GGUFModel(write_gguf(tmp_path / "m.gguf", config, values, heads_apart=False)) as file:
+        found = deepseek_v2.from_gguf(file.metadata, file.shapes, file.vector)
+        odd = replace(found, latent=replace(found.latent, keys=found.latent.keys - 1))
+        with pytest.raises(ModelInvalid, match="attn_kv_b.weight is 128 x 32, the model needs blocks of 31 rows"):
+            file.source(deepseek_v2.plan(odd), odd)
+
+
+# ---- from a folder to an answer ----
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A V3 as `transformers` saves it, with the tiny tokenizer's vocabulary."""
+    generation, fields = MODELS["v3"]
+    MODELS["worded"] = generation, {**fields, "vocab_size": tiny_tokenizer().vocab_size}
+    path = tmp_path_factory.mktemp("v3") / "folder"
+    hugging_face("worded").save_pretrained(path)
+    del MODELS["worded"]
+    write_tokenizer(path)
+    return path
+
+
+@pytest.mark.parametrize("options", [{}, {"low_memory": True}, {"backend": "torch"}], ids=str)
+def test_a_folder_opens(folder: Path, options: dict[str, object]) -> None:
+    """And computes what the model does that was saved."""
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").float().eval()
+    ids = np.random.default_rng(5).integers(0, 200, LENGTH).tolist()
+    want = reference(torch.tensor([ids]), use_cache=False).logits[0].detach().numpy()
+    got = folder_logits(folder, ids, **options)
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+def test_a_folder_is_quantized_while_it_loads(folder: Path) -> None:
+    """Experts and heads' matrices too, but for what chooses experts; native and the reference compute the same from them."""
+    ids = np.random.default_rng(5).integers(0, 200, LENGTH).tolist()
+    formats: dict[str, str] = {}
+    got, want = (folder_logits(folder, ids, formats, quantize="q8_0", **more) for more in ({}, {"backend": "torch"}))
+    assert np.abs(got - want).max() <= 0.02 * np.abs(want).max()
+    assert {f for name, f in formats.items() if "_exps" in name or "attn_v_b" in name} == {"Q8_0"}
+    assert {f for name, f in formats.items() if "ffn_gate_inp" in name} == {"F32"}
+
+
+def folder_logits(folder: Path, ids: list[int], formats: dict[str, str] | None = None, **options: object) -> np.ndarray:
+    exact = {} if "backend" in options else dict(precision="precise", threads=2)
+    model = open_model(folder, kv_format="f32", kv_tokens=512, **exact, **options)
+    try:
+        if formats is not None:
+            formats.update({w.name: w.format_name for w in model.weights})
+        return logits(model.backend, ids, [LENGTH])
+    finally:
+        model.close()
+
+
+def test_preemption_and_batches_are_neutral(folder: Path) -> None:
+    """Pages are pages: four answers at once in a cache for two are those of each alone, and of one step by step."""
+    prompts, said = [list(range(3 + i, 30 + 7 * i)) for i in range(4)], []
+    for kv_tokens, max_running, chunk in ((256, 4, 16), (4096, 4, 512), (4096, 1, 512)):
+        with LLM(folder, kv_tokens=kv_tokens, max_running=max_running, chunk=chunk, precision="precise", threads=2,
+                 context=160) as llm:
+            outs = llm.generate(prompts, max_tokens=70, temperature=0.7, seed=3, ignore_end=True)
+            said.append([o.token_ids for o in outs])
+            assert (llm.stats().preemptions > 0) == (kv_tokens == 256)
+    assert said[0] == said[1] == said[2]
+
+
+def test_inspect_says_what_a_token_takes(folder: Path) -> None:
+    done = CliRunner().invoke(command, [str(folder), "--json"])
+    found = json.loads(done.output)
+    assert found["memory"]["kv_bytes_per_token"] == 3 * (32 + 16) * 2     # layers, latent and rope, f16
+    assert (found["config"]["latent"]["rank"], found["config"]["experts"]["count"]) == (32, 8)
+
+
+def test_kv_formats_of_rows(folder: Path) -> None:
+    """One format for both; q8_0 where rows are whole blocks, which (32 + 16) are not."""
+    with pytest.raises(FieldInvalid, match="one row for both"):
+        open_model(folder, kv_format="f16:f32")
+    with pytest.raises(FieldInvalid, match="this model's have 48"):
+        open_model(folder, kv_format="q8_0")
+    open_model(folder, kv_format="bf16:bf16", kv_tokens=64).close()

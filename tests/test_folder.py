@@ -612,6 +612,8 @@ def with_value(values: dict[str, Any], place: tuple[str, ...], value: Any) -> di
 def config_of(model_type: str) -> dict[str, Any]:
     """What `transformers` takes for granted in a config of this type, small where that is a matter of layers."""
     few: dict[str, Any] = {"num_hidden_layers": 2}
+    if model_type == "deepseek_v2":     # whose class takes for granted what no model has
+        few |= {"moe_intermediate_size": 1408, "num_experts_per_tok": 6}
     config = transformers.AutoConfig.for_model(model_type, **({"text_config": few} if model_type == "gemma3" else few))
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(config.to_json_string(use_diff=False))

@@ -44,7 +44,10 @@ def command(model: str, tensors: bool, metadata: bool, quantize: str | None, as_
     with open_file(path) as opened:
         config = opened.config()
         plan = opened.module.plan(config)
-        source = opened if isinstance(opened, GGUFModel) and quantize is None else opened.source(plan, config, quantize)
+        if isinstance(opened, GGUFModel) and quantize is None:
+            source: Any = opened.pieces(plan, config)
+        else:
+            source = opened.source(plan, config, quantize)
         tokenizer = opened.tokenizer()
         facts: dict[str, Any] = {
             "model": model, "path": str(path), "file_bytes": opened.nbytes, "format": opened.kind,

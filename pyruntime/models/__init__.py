@@ -3,7 +3,8 @@
 A family module has `plan(config) -> Plan`, `tiny(...) -> ModelConfig` for tests, and says what it reads:
 
 - GGUF: ARCHITECTURES (the `general.architecture` names), `from_gguf(metadata, shapes, vector) -> ModelConfig`, CONFIG_TENSORS
-  (tensors that go into the config, not to an op).
+  (tensors that go into the config, not to an op). Where older files keep a weight otherwise, `gguf_older(config) ->
+  dict[str, Taken]` says as which rows of which tensor.
 - Hugging Face folders: MODEL_TYPES (config.json's `model_type`), `from_hf(metadata, shapes) -> ModelConfig` (metadata is
   config.json, nested values by `metadata.inside`; a null is as good as absent, and what is absent means what it means in
   `transformers`), `hf_weights(config) -> dict[str, Recipe]` (each of the plan's weights -> where it stands, `recipe.Taken`),

@@ -108,6 +108,21 @@ def _gguf_experts(meta: Metadata, layers: int, tensors: Mapping[str, tuple[int, 
         normalize=meta.flag(f"{a}.expert_weights_norm", False), scale=meta.real(f"{a}.expert_weights_scale", 0.0, 1e3, 1.0) or 1.0)
 
 
+def gguf_older(config: ModelConfig) -> dict[str, Taken]:
+    """Files from before attn_k_b and attn_v_b hold both as a checkpoint does."""
+    return {f"blk.{i}.attn_{half}_b.weight": taken for i in range(config.layers)
+            for half, taken in _halves(config, f"blk.{i}.attn_kv_b.weight").items()}
+
+
+def _halves(config: ModelConfig, tensor: str) -> dict[str, Taken]:
+    """W_uk turned and W_uv, out of the matrix that holds a head's rows of both behind each other."""
+    latent = config.latent
+    assert latent is not None
+    block = latent.keys + latent.values
+    return {"k": Taken(tensor, rows=(0, latent.keys), every=block, turn=True),
+            "v": Taken(tensor, rows=(latent.keys, block), every=block)}
+
+
 def from_hf(meta: Metadata, tensors: Mapping[str, tuple[int, ...]]) -> ModelConfig:
     """Config from config.json. What it leaves out is as in `transformers`."""
     third = meta.text("model_type") == "deepseek_v3"
@@ -198,9 +213,7 @@ def hf_weights(config: ModelConfig) -> dict[str, Recipe]:
              "ffn_gate_inp": "mlp.gate", "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
              "ffn_up_shexp": "mlp.shared_experts.up_proj", "ffn_down_shexp": "mlp.shared_experts.down_proj"}
     experts = {f"ffn_{part}_exps": f"{part}_proj" for part in ("gate", "up", "down")}
-    latent, e = config.latent, config.experts
-    assert latent is not None
-    block = latent.keys + latent.values      # kv_b_proj's rows of one head
+    e = config.experts
 
     def recipe(name: str) -> Recipe:
         if name in outside:
@@ -211,10 +224,8 @@ def hf_weights(config: ModelConfig) -> dict[str, Recipe]:
             return tuple(Taken(f"{at}mlp.experts.{i}.{experts[part]}.weight") for i in range(e.count))
         if part == "exp_probs_b":
             return Taken(at + "mlp.gate.e_score_correction_bias")
-        if part == "attn_k_b":
-            return Taken(at + "self_attn.kv_b_proj.weight", rows=(0, latent.keys), every=block, turn=True)
-        if part == "attn_v_b":
-            return Taken(at + "self_attn.kv_b_proj.weight", rows=(latent.keys, block), every=block)
+        if part in ("attn_k_b", "attn_v_b"):
+            return _halves(config, at + "self_attn.kv_b_proj.weight")[part[5]]
         return Taken(f"{at}{parts[part]}.{kind}")
 
     return {w.name: recipe(w.name) for w in plan(config).weights}

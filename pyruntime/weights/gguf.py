@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._core import _weights
 from .._core._weights import GGUFFile, TensorInfo
 from ..config import Metadata, ModelConfig
 from ..errors import FieldInvalid, ModelInvalid, ModelNotFound
 from ..models import family
 from ..plan import Plan
+from ..recipe import Taken
 from ..tokenizer import Tokenizer
+from . import FORMATS
 
 PARTS_MAX = 1024
 #: sampling defaults in metadata, and SamplingParams' names for them
@@ -65,16 +68,25 @@ class GGUFModel:
         config: ModelConfig = self.module.from_gguf(self.metadata, self.shapes, self.vector)
         return config
 
-    def source(self, plan: Plan, config: ModelConfig, quantize: str | None = None) -> GGUFModel:
-        """Itself: the plan's weights stand in it under the plan's names. A tensor nobody reads would mean a model computed
-        otherwise than it was trained: ModelInvalid."""
+    def source(self, plan: Plan, config: ModelConfig, quantize: str | None = None) -> GGUFModel | GGUFPieces:
+        """Itself: the plan's weights stand in it under the plan's names, or as `pieces` finds them. A tensor nobody reads would
+        mean a model computed otherwise than it was trained: ModelInvalid."""
         if quantize is not None:
             raise FieldInvalid(f"quantize is for folders of safetensors; {self.path} keeps the weights it has", field="quantize")
+        source = self.pieces(plan, config)
         used = {weight.name for weight in plan.weights}.union(self.module.CONFIG_TENSORS)
+        used.update(taken.tensor for taken in getattr(source, "taken", {}).values())
         if extra := [name for name in self.tensors if name not in used]:
             raise ModelInvalid(f"{self.path}: tensor '{extra[0]}'{f' and {len(extra) - 1} more' * (len(extra) > 1)} is no part of "
                                f"the '{self.architecture}' family as it is read here; answers without it would be wrong")
-        return self
+        return source
+
+    def pieces(self, plan: Plan, config: ModelConfig) -> GGUFModel | GGUFPieces:
+        """Itself, or with what older files keep otherwise (the family's `gguf_older`) under the plan's names."""
+        older = self.module.gguf_older(config) if hasattr(self.module, "gguf_older") else {}
+        lacking = {w.name: older[w.name] for w in plan.weights if w.name not in self.tensors and w.name in older}
+        found = {name: taken for name, taken in lacking.items() if taken.tensor in self.tensors}
+        return GGUFPieces(self, found) if found else self
 
     @property
     def stored(self) -> dict[str, TensorInfo]:
@@ -151,6 +163,75 @@ class GGUFModel:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+
+class GGUFPieces:
+    """A file some of whose weights are pieces of other tensors: a `weights.Source`.
+
+    A recipe takes rows of each block of `every` rows. Turned, formats of blocks become F32, whose values are the file's."""
+
+    def __init__(self, model: GGUFModel, taken: Mapping[str, Taken]) -> None:
+        self.path, self.taken, self._model = model.path, taken, model
+        self.tensors = dict(model.tensors)
+        for name, recipe in taken.items():
+            self.tensors[name] = self._proven(name, recipe)
+        turned = sum(1 for name, t in taken.items() if self.tensors[name].format != model.tensors[t.tensor].format)
+        self.notes = (f"{turned} matrices turned, which their blocks do not allow: stored as F32",) if turned else ()
+
+    @property
+    def stored(self) -> dict[str, TensorInfo]:
+        """The tensors that a plan reads, as they stand in the file."""
+        return self._model.stored
+
+    def _proven(self, name: str, recipe: Taken) -> TensorInfo:
+        """Shape and format of a piece; ModelInvalid when its tensor has no such rows."""
+        whole, (first, last) = self._model.tensors[recipe.tensor], recipe.rows or (0, recipe.every)
+        format = self._model.supported(recipe.tensor)
+        if len(whole.shape) != 2 or not recipe.every or whole.shape[0] % recipe.every:
+            raise ModelInvalid(f"{self.path}: tensor {whole.name} is {' x '.join(map(str, whole.shape))}, the model needs blocks "
+                               f"of {recipe.every} rows")
+        blocks, k = whole.shape[0] // recipe.every, whole.shape[1]
+        shape = (blocks * k, last - first) if recipe.turn else (blocks * (last - first), k)
+        if recipe.turn and _weights.formats()[format].block_weights > 1:
+            format = FORMATS.index("F32")
+        return TensorInfo(name, shape, FORMATS[format], whole.offset, _weights.file_bytes(format, *shape))
+
+    def supported(self, name: str) -> int:
+        """Index of the format a weight has."""
+        return FORMATS.index(self.tensors[name].format) if name in self.taken else self._model.supported(name)
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """A weight's bytes: a view, or made."""
+        return self._made(name) if name in self.taken else self._model.raw(name)
+
+    def read(self, name: str) -> NDArray[np.uint8]:
+        """A weight's bytes."""
+        return self._made(name) if name in self.taken else self._model.read(name)
+
+    def _made(self, name: str) -> NDArray[np.uint8]:
+        recipe = self.taken[name]
+        whole, (first, last) = self._model.tensors[recipe.tensor], recipe.rows or (0, recipe.every)
+        rows = self._model.read(recipe.tensor).reshape(whole.shape[0] // recipe.every, recipe.every, -1)[:, first:last]
+        if not recipe.turn:
+            return np.ascontiguousarray(rows).reshape(-1)
+        format, k = self._model.supported(recipe.tensor), whole.shape[1]
+        if self.tensors[name].format != FORMATS[format]:
+            flat = np.ascontiguousarray(rows).reshape(-1)
+            values = _weights.decode(format, len(rows) * (last - first), k, flat)
+        else:
+            values = np.ascontiguousarray(rows).view({1: np.uint8, 2: np.uint16, 4: np.uint32}[rows.shape[-1] // k])
+        return np.ascontiguousarray(values.reshape(len(rows), last - first, k).swapaxes(1, 2)).reshape(-1).view(np.uint8)
+
+    def pack(self, outs: Mapping[str, NDArray[np.uint8]], threads: int = 0) -> None:
+        """Weights by name into their R16 bytes."""
+        self._model.pack({name: out for name, out in outs.items() if name not in self.taken}, threads)
+        for name in self.taken.keys() & outs.keys():
+            rows, k = self.tensors[name].shape
+            _weights.pack(self.supported(name), rows, k, self._made(name), outs[name], threads)
+
+    def check(self) -> None:
+        """ModelInvalid when a file changed since it was opened."""
+        self._model.check()
 
 
 def _parts(first: GGUFFile) -> tuple[GGUFFile, ...]:
