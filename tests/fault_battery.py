@@ -151,6 +151,21 @@ def gone_pages(isa: str) -> None:
     raise AssertionError("a page in sight was taken as gone")
 
 
+def states(isa: str) -> None:
+    """A state goes on from where it is alone, and back to a snapshot no longer than asked."""
+    native, _ = pair("mamba", isa)
+    native.run(Batch.build([(list(range(9)), 0, 0)], tables=[[[0]]] * 2))
+    native.copy_page(0, 0, 1)
+    try:
+        native.run(Batch.build([([1], 8, 8)], tables=[[[0]]] * 2))
+    except FieldInvalid:
+        pass
+    else:
+        raise AssertionError("a state went on from another place")
+    native.run(Batch.build([([1], 9, 9)], tables=[[[0]]] * 2))
+    assert native.state_truncate(0, 0, 8, (1,)) == 0
+
+
 def sampling(isa: str) -> None:
     """Native equals the book on random rows."""
     for seed in range(100):
@@ -181,9 +196,8 @@ def penalties(isa: str) -> None:
     assert out == [0, 0, 0]
 
 
-PROPERTIES = [streams, penalties, top_p, copied_pages, equal_experts, reused_pages, gone_pages,
-              *(ops(name) for name in MODELS), long_context,
-              sampling]
+PROPERTIES = [streams, penalties, top_p, copied_pages, equal_experts, reused_pages, gone_pages, states,
+              *(ops(name) for name in MODELS), long_context, sampling]
 
 
 def battery(isa: str) -> str | None:
