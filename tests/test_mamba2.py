@@ -27,6 +27,7 @@ from pyruntime.errors import ModelInvalid
 from pyruntime.models import mamba2
 from pyruntime.types import Batch
 from pyruntime.weights import load_weights
+from pyruntime.weights.folder import FolderModel
 from pyruntime.weights.gguf import GGUFModel
 
 CONFIGS = {
@@ -299,3 +300,15 @@ def test_block_formats_and_low_memory() -> None:
     outs = [logits(native_backend(plan, stored(plan, values, formats, low_memory=low), pages=12, threads=threads), ids, chunks)
             for low, threads, chunks in ((False, 1, [LENGTH]), (True, 2, [1] * LENGTH), (False, 2, [3, 17, 20]))]
     assert np.array_equal(outs[0], outs[1]) and np.array_equal(outs[0], outs[2])
+
+
+def test_a_folder_equals_transformers(usual: Family, tmp_path: Path) -> None:
+    """As `transformers` saves it: infinite limits in config.json, kernels as [channels][1][taps], A by its logarithm."""
+    usual.reference.save_pretrained(tmp_path)
+    with FolderModel(tmp_path) as folder:
+        found = folder.config()
+        assert replace(found, context=CONFIG.context) == CONFIG
+        plan = mamba2.plan(found)
+        weights = load_weights(plan.weights, folder.source(plan, found), threads=1)
+    for kind in KINDS:
+        Family(usual.reference, plan, weights).same_in(kind, [LENGTH])
