@@ -29,7 +29,7 @@ Events = list[tuple[str, int, Event]]
 class LLM:
     """A loaded model that answers in this process.
 
-    model: a name (`smollm2:135m`), a GGUF file, or a Model that is open already. Options are those of `loading.open_model`
+    model: a name (`smollm2:135m`), a GGUF file, a Hugging Face folder, or an open Model. Options are those of `loading.open_model`
     and, for the engine, `max_waiting`. Threads may share one LLM; a forked child must make its own.
     """
 

@@ -34,7 +34,8 @@ A first answer:
 A service:
   pyruntime serve smollm2:135m --grpc 127.0.0.1:50051
 
-MODEL is a name that `pyruntime ls` shows or the path of a GGUF file. Every command that prints facts takes --json.
+MODEL is a name that `pyruntime ls` shows, the path of a GGUF file, or a Hugging Face folder. Every command that prints facts
+takes --json.
 
 Environment: PYRUNTIME_HOME (the cache folder), PYRUNTIME_THREADS, PYRUNTIME_ISA, PYRUNTIME_POOL (own or openmp),
 PYRUNTIME_DEBUG=1 (tracebacks).

@@ -33,6 +33,7 @@ def command(model: str, prompt: str | None, chat: bool, system: str | None, as_j
     \b
       pyruntime run smollm2:135m "The capital of France is" -n 16 --temperature 0
       pyruntime run smollm2:135m --chat "Why is the sky blue?"
+      pyruntime run ./folder "Once upon a time" --quantize q4_k
       cat notes.txt | pyruntime run smollm2:135m --system "Summarize in one sentence." --json
     """
     text = text_argument(prompt, "prompt")
