@@ -400,6 +400,17 @@ def test_other_places_of_a_template_and_tokens(how: str, tmp_path: Path) -> None
     assert found.encode("the world and on") == whole.encode("the world and on")
 
 
+@pytest.mark.parametrize("value", ["x", [1, -2], [True], {}, 1.5, 2**40])
+def test_end_ids_of_a_folder_without_tokenizer(value: Any, tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "f", tokenizer=False)
+    assert open_file(folder).tokenizer().end_ids == [2]
+    write_json(folder / "generation_config.json", {"eos_token_id": [5, 7]})
+    assert open_file(folder).tokenizer().end_ids == [5, 7]
+    write_json(folder / "generation_config.json", {"eos_token_id": value})
+    with pytest.raises(ModelInvalid, match="generation_config.json: 'eos_token_id' is .*; it must be a token id"):
+        open_model(folder)
+
+
 def test_without_tokenizer_ids_go_in_and_come_out(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "f", tokenizer=False)
     with LLM(folder, **EXACT) as llm, LLM(tiny_folder(tmp_path / "g"), **EXACT) as other:
@@ -519,10 +530,10 @@ LIES: dict[str, tuple[str, bytes | None, str]] = {
     "no weights": ("model.safetensors", None, "neither model.safetensors nor"),
     "weights lie": ("model.safetensors", bytes(7), "model.safetensors: 7 bytes are no safetensors file"),
     "tokenizer is no JSON": ("tokenizer.json", b"{", "tokenizer.json: not JSON"),
-    "tokenizer config is no JSON": ("tokenizer_config.json", b"{", "tokenizer_config.json: not readable as JSON"),
+    "tokenizer config is no JSON": ("tokenizer_config.json", b"{", "tokenizer_config.json: not JSON"),
     "generation config lies": ("generation_config.json", b'{"top_p": 7}', "its sampling defaults are not usable"),
-    "end id lies": ("generation_config.json", b'{"eos_token_id": "x"}', "'eos_token_id' is .*; it must be a token id"),
-    "end id is negative": ("generation_config.json", b'{"eos_token_id": [1, -2]}', "'eos_token_id' is"),
+    "end id lies": ("generation_config.json", b'{"eos_token_id": "x"}', "eos_token_id: must be a token id, not 'x'"),
+    "end id is negative": ("generation_config.json", b'{"eos_token_id": [1, -2]}', "eos_token_id: token id -2 is outside"),
 }
 
 

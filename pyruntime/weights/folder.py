@@ -32,7 +32,7 @@ from . import FORMATS
 Bytes = NDArray[np.uint8]
 Bits = NDArray[Any]     # values as they stand, u8, u16 or u32
 
-FILES_MAX, JSON_BYTES, TOKENIZER_BYTES = 1024, 64 << 20, 256 << 20
+FILES_MAX, JSON_BYTES = 1024, 64 << 20
 #: numbers turned into f32 at a time
 PIECE = 4 << 20
 #: as many numbers as one thread is done with before others have begun
@@ -106,16 +106,10 @@ class FolderModel:
         return {short: t for short, (_, t) in self.tensors.items() if short in named}
 
     def tokenizer(self) -> Tokenizer:
-        """From tokenizer.json, or vocab.json and merges.txt; of a folder that has none, one that refuses text."""
-        config = self._optional("tokenizer_config.json")
-        if (template := self.folder / "chat_template.jinja").is_file():
-            config["chat_template"] = _read(template, JSON_BYTES).decode("utf-8", "replace")
-        if (path := self.folder / "tokenizer.json").is_file():
-            made = Tokenizer.from_tokenizer_json(_read(path, TOKENIZER_BYTES), config)
-        elif (path := self.folder / "vocab.json").is_file() and (merges := self.folder / "merges.txt").is_file():
-            made = Tokenizer.from_vocab_merges(_read(path, TOKENIZER_BYTES), _read(merges, TOKENIZER_BYTES))
-            made.chat_template = text if isinstance(text := config.get("chat_template"), str) else None
-        else:
+        """From whichever file of the known ones is there; of a folder that has none, one that refuses text."""
+        try:
+            made = Tokenizer.from_folder(self.folder)
+        except ModelNotFound:
             return NoTokenizer(self.path, self._end_ids())
         made.end_ids = list(dict.fromkeys([*made.end_ids, *(i for i in self._end_ids() if i < made.vocab_size)]))
         return made
@@ -229,8 +223,8 @@ class NoTokenizer(Tokenizer):
         self._where, self._prefix, self._suffix = where, [], []
 
     def _none(self, *_: Any, **__: Any) -> Any:
-        raise FieldInvalid(f"{self._where} has no tokenizer (tokenizer.json, or vocab.json and merges.txt); give token ids, "
-                           "not text", field="prompt")
+        raise FieldInvalid(f"{self._where} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json with merges.txt or "
+                           "another); give token ids, not text", field="prompt")
 
     encode = encode_array = offsets = decode = decode_bytes = token_bytes = encode_chat = _none    # type: ignore[assignment]
     chat = property(_none)    # type: ignore[assignment]
