@@ -10,7 +10,7 @@
 #include "quant/act.h"
 #include "quant/all.h"
 
-enum { RT_AT_ONCE = 8 }; /* most tokens of one pass, and of v_dot_wide */
+enum { RT_AT_ONCE = 4 }; /* most tokens of one pass */
 
 typedef struct rt_rows { /* activations of some tokens */
   const int32_t *sum[RT_AT_ONCE];
@@ -127,24 +127,19 @@ enum { RT_WIDE_FROM = 8, RT_WIDE_MOST = 64, RT_WIDE_K = 256 };
 #include "ops/tiles_a16.h"
 #elif defined(V_WIDE_TOKENS)
 typedef struct rt_widened { /* spans of RT_WIDE_K k: u - offset as v_widen leaves it, and each sub-block's scale and least */
-  _Alignas(64) int16_t u[RT_WIDE_K * 16]; /* a step's are 64 */
+  _Alignas(64) int16_t u[RT_WIDE_K / 4][64];
   _Alignas(64) float scale[RT_WIDE_K / 16][16], least[RT_WIDE_K / 16][16];
 } rt_widened;
 
-/* acc[g * RT_WIDE_MOST + t] <- the sub-blocks of k in [at, at + n) for V_WIDE_TOKENS tokens and `groups` groups. */
-V_INLINE void rt_fold_widened(const rt_widened *restrict w, int groups, const rt_rows *x, int at, int n, int sub, int with_least,
-                              v16f *restrict acc) {
+/* acc[t] <- the sub-blocks of k in [at, at + n) for V_WIDE_TOKENS tokens. */
+V_INLINE void rt_fold_widened(const rt_widened *restrict w, const rt_rows *x, int at, int n, int sub, int with_least, v16f *acc) {
   for (int c = 0; c < n / sub; c++) {
-    v16i s[V_WIDE_GROUPS][V_WIDE_TOKENS];
-    const int16_t *u[V_WIDE_GROUPS];
-    for (int g = 0; g < groups; g++) u[g] = w[g].u + c * sub * 16;
-    v_dot_wide(u, groups, sub / 4, x->q, at + c * sub, s);
-    for (int g = 0; g < groups; g++) {
-      v16f scale = v_load(w[g].scale[c]), least = with_least ? v_load(w[g].least[c]) : scale;
-      for (int t = 0; t < V_WIDE_TOKENS; t++) {
-        v16f *to = acc + g * RT_WIDE_MOST + t, sum = v_fma(v_of_s32(s[g][t]), scale, *to);
-        *to = with_least ? v_fma(least, v_set1((float)rt_sum_at(x, t, at + c * sub, sub)), sum) : sum;
-      }
+    v16i s[V_WIDE_TOKENS];
+    v_dot_wide(w->u[c * (sub / 4)], sub / 4, x->q, at + c * sub, s);
+    v16f scale = v_load(w->scale[c]), least = with_least ? v_load(w->least[c]) : scale;
+    for (int t = 0; t < V_WIDE_TOKENS; t++) {
+      acc[t] = v_fma(v_of_s32(s[t]), scale, acc[t]);
+      if (with_least) acc[t] = v_fma(least, v_set1((float)rt_sum_at(x, t, at + c * sub, sub)), acc[t]);
     }
   }
 }
@@ -152,55 +147,38 @@ V_INLINE void rt_fold_widened(const rt_widened *restrict w, int groups, const rt
 #define RT_WIDE_BLOCK(name, tile_k, tile_bytes, sub, offset, with_least, FOLD)                                        \
   V_INLINE void rt_widen_##name(const uint8_t *restrict tile, int span, int at, rt_widened *restrict w) {             \
     enum { SUBS = 64 / sub };                                                                                         \
-    _Pragma("GCC unroll 16") for (int j = 0; j < 16; j++) v_widen(rt_step_##name(tile, span, j), offset, w->u + at * 16 + j * 64); \
+    _Pragma("GCC unroll 16") for (int j = 0; j < 16; j++) v_widen(rt_step_##name(tile, span, j), offset, w->u[at / 4 + j]); \
     for (int c = 0; c < SUBS; c++) {                                                                                  \
       v_store(w->scale[at / sub + c], rt_scale_##name(tile, span * SUBS + c));                                        \
       if (with_least) v_store(w->least[at / sub + c], FOLD##_OF(name, tile, span * SUBS + c));                        \
     }                                                                                                                 \
   }                                                                                                                   \
-  /* m <= RT_WIDE_MOST tokens, whole V_WIDE_TOKENS, and `groups` groups, which begin at `tile`. */                      \
-  V_INLINE void rt_many_##name(const uint8_t *restrict tile, int k, int groups, const uint8_t *act, size_t stride, int m, \
+  V_INLINE void rt_many_##name(const uint8_t *restrict tile, int k, const uint8_t *act, size_t stride, int m,         \
                                float *y, size_t ldy) {                                                                \
-    rt_widened w[V_WIDE_GROUPS];                                                                                      \
-    v16f acc[V_WIDE_GROUPS * RT_WIDE_MOST];                                                                           \
-    size_t group_bytes = (size_t)((k + tile_k - 1) / tile_k) * tile_bytes;                                            \
-    for (int i = 0; i < groups * RT_WIDE_MOST; i++) acc[i] = v_zero();                                                \
+    rt_widened w;                                                                                                     \
+    v16f acc[RT_WIDE_MOST];                                                                                           \
+    for (int t = 0; t < m; t++) acc[t] = v_zero();                                                                    \
     for (int at = 0, n; at < k; at += RT_WIDE_K) {                                                                    \
       for (n = 0; n < RT_WIDE_K && at + n < k; n += 64) {                                                             \
-        for (int g = 0; g < groups; g++) {                                                                            \
-          rt_prefetch(tile + g * group_bytes, RT_LINES(tile_bytes, tile_k / 64));                                     \
-          rt_widen_##name(tile + g * group_bytes, n % tile_k / 64, n, &w[g]);                                         \
-        }                                                                                                             \
+        rt_prefetch(tile, RT_LINES(tile_bytes, tile_k / 64));                                                         \
+        rt_widen_##name(tile, n % tile_k / 64, n, &w);                                                                \
         tile += (n + 64) % tile_k == 0 ? tile_bytes : 0;                                                              \
       }                                                                                                               \
       for (int t = 0; t < m; t += V_WIDE_TOKENS) {                                                                    \
         rt_rows x = rt_rows_of(act + t * stride, stride, k, V_WIDE_TOKENS);                                           \
-        rt_fold_widened(w, groups, &x, at, n, sub, with_least, acc + t);                                              \
+        rt_fold_widened(&w, &x, at, n, sub, with_least, acc + t);                                                     \
       }                                                                                                               \
     }                                                                                                                 \
-    for (int t = 0; t < m; t++) {                                                                                     \
-      v16f scale = v_set1(*rt_act_at((uint8_t *)(uintptr_t)(act + t * stride), k).scale);                             \
-      for (int g = 0; g < groups; g++) v_store(y + t * ldy + g * 16, v_mul(acc[g * RT_WIDE_MOST + t], scale));                        \
-    }                                                                                                                 \
+    for (int t = 0; t < m; t++)                                                                                       \
+      v_store(y + t * ldy, v_mul(acc[t], v_set1(*rt_act_at((uint8_t *)(uintptr_t)(act + t * stride), k).scale)));     \
   }                                                                                                                   \
-  static __attribute__((noinline)) void rt_manies_##name(const uint8_t *tile, int k, int groups, const uint8_t *act,  \
-                                                         size_t stride, int m, float *y, size_t ldy) {                \
-    for (int t = 0; t < m; t += RT_WIDE_MOST) {                                                                       \
-      int some = m - t < RT_WIDE_MOST ? m - t : RT_WIDE_MOST;                                                         \
-      if (groups == V_WIDE_GROUPS)                                                                                    \
-        rt_many_##name(tile, k, V_WIDE_GROUPS, act + t * stride, stride, some, y + t * ldy, ldy);                     \
-      else rt_many_##name(tile, k, 1, act + t * stride, stride, some, y + t * ldy, ldy);                              \
-    }                                                                                                                 \
-  }                                                                                                                   \
-  /* Groups [first, last); returns how many tokens it has done: whole V_WIDE_TOKENS, none when there are few. */       \
-  V_INLINE int rt_wide_##name(const uint8_t *packed, int k, int first, int last, const uint8_t *act, size_t stride,   \
-                              int m, float *y, size_t ldy) {                                                          \
-    int whole = m < RT_WIDE_FROM ? 0 : m / V_WIDE_TOKENS * V_WIDE_TOKENS;                                             \
-    size_t group_bytes = (size_t)((k + tile_k - 1) / tile_k) * tile_bytes;                                            \
-    for (int g = first, n; g < last && whole; g += n, y += n * 16) {                                                  \
-      n = last - g < V_WIDE_GROUPS ? 1 : V_WIDE_GROUPS;                                                               \
-      rt_manies_##name(packed + g * group_bytes, k, n, act, stride, whole, y, ldy);                                   \
-    }                                                                                                                 \
+  /* Returns how many tokens it has done: whole V_WIDE_TOKENS, none when there are few. */                            \
+  static __attribute__((noinline)) int rt_wide_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y,           \
+                            size_t ldy) {                                                                             \
+    int whole = m < RT_WIDE_FROM ? 0 : m / V_WIDE_TOKENS * V_WIDE_TOKENS;                                            \
+    for (int t = 0; t < whole; t += RT_WIDE_MOST)                                                                     \
+      rt_many_##name(tile, k, act + t * stride, stride, whole - t < RT_WIDE_MOST ? whole - t : RT_WIDE_MOST,          \
+                     y + t * ldy, ldy);                                                                               \
     return whole;                                                                                                     \
   }
 #endif
@@ -214,9 +192,8 @@ V_INLINE void rt_fold_widened(const rt_widened *restrict w, int groups, const rt
 #define RT_WIDE_LEAST RT_WIDE_FLOAT
 #endif
 #define RT_WIDE_NONE(name)                                                                                                  \
-  V_INLINE int rt_wide_##name(const uint8_t *packed, int k, int first, int last, const uint8_t *act, size_t stride, int m,  \
-                              float *y, size_t ldy) {                                                                       \
-    (void)packed, (void)k, (void)first, (void)last, (void)act, (void)stride, (void)m, (void)y, (void)ldy;                   \
+  V_INLINE int rt_wide_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y, size_t ldy) { \
+    (void)tile, (void)k, (void)act, (void)stride, (void)m, (void)y, (void)ldy;                                              \
     return 0;                                                                                                               \
   }
 
@@ -239,17 +216,16 @@ V_INLINE void rt_fold_widened(const rt_widened *restrict w, int groups, const rt
 #endif
 #define RT_LINEAR(name, tile_k, tile_bytes)                                                                           \
   RT_EACH(RT_TOKENS, name)                                                                                            \
-  V_INLINE void rt_all_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int left, float *y,      \
+  V_INLINE void rt_all_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y,         \
                               size_t ldy) {                                                                           \
+    int done = rt_wide_##name(tile, k, act, stride, m, y, ldy), left = m - done;                                      \
+    act += done * stride, y += done * ldy;                                                                            \
     RT_EACH(RT_PASS, name)                                                                                            \
   }                                                                                                                   \
   static void rt_linear_##name(const uint8_t *packed, int k, int first, int last, const uint8_t *act, size_t stride,  \
                                int m, float *y, size_t ldy) {                                                         \
     size_t group_bytes = (size_t)((k + tile_k - 1) / tile_k) * tile_bytes;                                            \
-    int done = rt_wide_##name(packed, k, first, last, act, stride, m, y, ldy);                                        \
-    act += done * stride, y += done * ldy;                                                                            \
-    for (int g = first; g < last && done < m; g++, y += 16)                                                           \
-      rt_all_##name(packed + g * group_bytes, k, act, stride, m - done, y, ldy);                                      \
+    for (int g = first; g < last; g++, y += 16) rt_all_##name(packed + g * group_bytes, k, act, stride, m, y, ldy);   \
   }
 
 #define FORMAT(name, ggml_type, block_weights, block_bytes, tile_k, packed_bytes, form, sub, bits, offset) \

@@ -103,10 +103,12 @@ RT_PASS_TILES(32, 1)
       if (with_least) v_store(w->least[at / sub + c], FOLD##_OF(name, tile, span * SUBS + c));                              \
     }                                                                                                                       \
   }                                                                                                                         \
-  static __attribute__((noinline)) void rt_tiles8_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride,     \
-                                                         int m, float *y, size_t ldy) {                                     \
+  /* Returns how many tokens it has done: all, or none when there are few. */                                               \
+  static __attribute__((noinline)) int rt_wide_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, \
+                                                      float *y, size_t ldy) {                                               \
     rt_lines8 w;                                                                                                            \
     int shape = 0; /* tokens of the A tiles as they stand */                                                                \
+    if (m < RT_TILES_FROM) return 0;                                                                                        \
     for (int at = 0, n; at < k; at += RT_TILES_K) {                                                                         \
       for (n = 0; n < RT_TILES_K && at + n < k; n += 64) {                                                                  \
         rt_lines8_##name(tile, n % tile_k / 64, n, &w);                                                                     \
@@ -121,13 +123,6 @@ RT_PASS_TILES(32, 1)
       }                                                                                                                     \
     }                                                                                                                       \
     V_TILE_RELEASE();                                                                                                       \
-  }                                                                                                                         \
-  /* Groups [first, last); returns how many tokens it has done: all, or none when there are few. */                         \
-  V_INLINE int rt_wide_##name(const uint8_t *packed, int k, int first, int last, const uint8_t *act, size_t stride, int m,  \
-                              float *y, size_t ldy) {                                                                       \
-    size_t group_bytes = (size_t)((k + tile_k - 1) / tile_k) * tile_bytes;                                                  \
-    if (m < RT_TILES_FROM) return 0;                                                                                        \
-    for (int g = first; g < last; g++, y += 16) rt_tiles8_##name(packed + g * group_bytes, k, act, stride, m, y, ldy);      \
     return m;                                                                                                               \
   }
 #endif

@@ -235,7 +235,6 @@ V_INLINE void v_sums_end(v_sums *restrict s, int bits, int steps, int m, v16i *r
 
 /* ---- many tokens: a step as s16 [2 pair of k][16 row][2] ---- */
 #define V_WIDE_TOKENS 4
-#define V_WIDE_GROUPS 1
 
 /* 32 bytes [8 row][4 k] -> s16 minus offset, [2 pair] 32 apart, [8 row][2]. */
 V_INLINE void v_widen_half(__m256i bytes, __m256i offset, int16_t *restrict wide) {
@@ -259,21 +258,19 @@ V_INLINE __m256i v_two(const int16_t *p) { /* 4 bytes, repeated */
   return _mm256_set1_epi32(x);
 }
 
-V_INLINE void v_dot_wide(const int16_t *const *wide, int groups, int steps, const int16_t *const *q, int at,
-                         v16i (*restrict s)[V_WIDE_TOKENS]) {
-  (void)groups;
+V_INLINE void v_dot_wide(const int16_t *restrict wide, int steps, const int16_t *const *q, int at, v16i *restrict s) {
   __m256i sum[V_WIDE_TOKENS][2];
   for (int t = 0; t < V_WIDE_TOKENS; t++) sum[t][0] = sum[t][1] = _mm256_setzero_si256();
 #pragma GCC unroll 16
   for (int p = 0; p < 2 * steps; p++) {
-    __m256i w0 = v_chain(v_256(wide[0] + p * 32)), w1 = v_chain(v_256(wide[0] + p * 32 + 16)); /* once, not for every token */
+    __m256i w0 = v_chain(v_256(wide + p * 32)), w1 = v_chain(v_256(wide + p * 32 + 16)); /* once, not for every token */
     for (int t = 0; t < V_WIDE_TOKENS; t++) {
       __m256i x = v_two(q[t] + at + p * 2);
       sum[t][0] = v_chain(_mm256_add_epi32(sum[t][0], _mm256_madd_epi16(w0, x)));
       sum[t][1] = v_chain(_mm256_add_epi32(sum[t][1], _mm256_madd_epi16(w1, x)));
     }
   }
-  for (int t = 0; t < V_WIDE_TOKENS; t++) s[0][t] = (v16i){sum[t][0], sum[t][1]};
+  for (int t = 0; t < V_WIDE_TOKENS; t++) s[t] = (v16i){sum[t][0], sum[t][1]};
 }
 
 /* ---- the BF16 path ---- */

@@ -132,42 +132,6 @@ V_INLINE void v_sums_end(v_sums *restrict s, int bits, int steps, int m, v16i *r
   for (int t = 0; t < m; t++) sum[t] = _mm512_add_epi32(_mm512_slli_epi32(s->high[t], 8), s->low[t]);
 }
 
-/* ---- many tokens: a step as s16 [2 pair of k][16 row][2], each one operand of vpdpwssd ---- */
-#define V_WIDE_TOKENS 8
-#define V_WIDE_GROUPS 2
-
-V_INLINE void v_widen(v64b u, int offset, int16_t *restrict wide) {
-  const __m512i o = _mm512_set1_epi16((int16_t)offset);
-  __m512i even = _mm512_and_si512(u, _mm512_set1_epi16(255)), odd = _mm512_srli_epi16(u, 8); /* k 0 2, k 1 3 of each row */
-  __m512i front = _mm512_mask_blend_epi16(0xaaaaaaaau, even, _mm512_slli_epi32(odd, 16));
-  __m512i end = _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(even, 16), odd);
-  _mm512_storeu_si512(wide, _mm512_sub_epi16(front, o));
-  _mm512_storeu_si512(wide + 32, _mm512_sub_epi16(end, o));
-}
-
-V_INLINE __m512i v_two(const int16_t *p) { /* 4 bytes, repeated */
-  int32_t x;
-  memcpy(&x, p, 4);
-  return _mm512_set1_epi32(x);
-}
-
-V_INLINE void v_dot_wide(const int16_t *const *wide, int groups, int steps, const int16_t *const *q, int at,
-                         v16i (*restrict s)[V_WIDE_TOKENS]) {
-  const int16_t *x[V_WIDE_TOKENS];
-  for (int t = 0; t < V_WIDE_TOKENS; t++) x[t] = q[t] + at;
-  for (int g = 0; g < groups; g++)
-    for (int t = 0; t < V_WIDE_TOKENS; t++) s[g][t] = _mm512_setzero_si512();
-#pragma GCC unroll 4
-  for (int p = 0; p < 2 * steps; p++) {
-    __m512i w[V_WIDE_GROUPS];
-    for (int g = 0; g < groups; g++) w[g] = _mm512_loadu_si512(wide[g] + p * 32);
-    for (int t = 0; t < V_WIDE_TOKENS; t++) {
-      __m512i two = v_two(x[t] + p * 2);
-      for (int g = 0; g < groups; g++) s[g][t] = _mm512_dpwssd_epi32(s[g][t], w[g], two);
-    }
-  }
-}
-
 /* ---- the BF16 path ---- */
 #define V_BF16_TOKENS 8
 

@@ -130,10 +130,9 @@ V_INLINE void v_sums_end(v_sums *restrict sums, int bits, int steps, int m, v16i
   memcpy(s, sums->s, (size_t)m * sizeof *s);
 }
 
-/* ---- many tokens, where a set defines V_WIDE_TOKENS: a tile is unpacked once for all of them ----
- *   v_widen(u, offset, wide)   a step as s16 u - offset, in an order of the set's own, [64]
- *   v_dot_wide(wide, groups, steps, q, at, s)   s[g][t] = sum of wide[g] * q[t] over `steps` steps, for V_WIDE_TOKENS tokens and
- *                                               `groups` groups, V_WIDE_GROUPS or one */
+/* ---- many tokens, where a set defines V_WIDE_TOKENS (simd/avx2.h): a tile is unpacked once for all of them ----
+ *   v_widen(u, offset, wide)    a step as s16 u - offset, in an order of the set's own, [64]
+ *   v_dot_wide(wide, steps, q, at, s)   s[t] = sum of wide * q[t] over `steps` steps, for V_WIDE_TOKENS tokens */
 
 /* ---- the BF16 path (ops/linear_bf16.h) ---- */
 #define V_BF16_TOKENS 1 /* tokens that share a weight */
