@@ -233,7 +233,8 @@ static void attend_split(const rt_engine *e, const query *q, int32_t split, rt_p
       .q = row_of(e, q->f->qkv, tile->token) + (size_t)q->head * (size_t)q->floats, .queries = step->queries + tile->token, .k = k,
       .v = latent ? NULL : k + q->c->k_bytes, .blocks = step->blocks[q->f->group] + step->block_starts[tile->sequence] + first,
       .out = to.out, .max = to.max, .sum = to.sum, .q_stride = (size_t)e->slots[q->f->qkv].width, .k_stride = q->c->page_bytes,
-      .v_stride = q->c->page_bytes, .n_blocks = least(blocks - first, RT_SPLIT), .first_block = first, .fresh = tile->fresh,
+      .v_stride = q->c->page_bytes, .n_blocks = least(blocks - first, RT_SPLIT),
+      .more = blocks - first - least(blocks - first, RT_SPLIT), .first_block = first, .fresh = tile->fresh,
       .tokens = tile->count, .share = q->share, .head_dim = q->c->head_dim, .window = q->f->window, .k_format = q->c->k_format,
       .v_format = q->c->v_format, .scale = q->f->scale, .softcap = q->f->softcap};
   if (tile->count == 1 && !latent) e->k->attention(&args);

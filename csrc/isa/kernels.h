@@ -41,10 +41,10 @@ struct rt_attention_args { /* tokens of one sequence, one KV head and the `share
   const struct rt_query *queries; /* [tokens] */
   const uint8_t *k, *v;           /* K and V of this head in page 0; page i is i * k_stride, i * v_stride bytes further;
                                    * v NULL: k holds latent rows [16][head_dim], which are both */
-  const struct rt_block *blocks;  /* [n_blocks], the sequence's from first_block on */
+  const struct rt_block *blocks;  /* [n_blocks], the sequence's from first_block on; `more` lie behind them, to fetch early */
   float *out, *max, *sum;         /* a partial result: [tokens * share][width], [tokens * share], [tokens * share][16] */
   size_t q_stride, k_stride, v_stride;
-  int32_t n_blocks, first_block, fresh, tokens, share, head_dim, window; /* fresh: slot of the step's first new token */
+  int32_t n_blocks, more, first_block, fresh, tokens, share, head_dim, window; /* fresh: slot of the step's first new token */
   enum rt_format k_format, v_format;
   float scale, softcap;
 };

@@ -20,64 +20,80 @@
 
 #include <float.h>
 
-enum { RT_HEADS = 4 }; /* heads that meet a page together */
+enum { RT_HEADS = 4, RT_PAGES = 4 }; /* heads that meet a page together; pages whose scores are taken together */
 
-/* What meets pages of one format. `next` is the page after, fetched line by line while this one is read. */
+/* Of 4, 2 and 1 the most things that as many heads can have a sum of each in registers: of pages, or of parts of V. More sums
+ * than heads keep a core from waiting for the last one. */
+V_INLINE int rt_beside(int heads) { return heads * 4 <= V_SUMS ? 4 : heads * 2 <= V_SUMS ? 2 : 1; }
+
+/* What meets pages of one format. `ahead` is a page that is met later, fetched line by line while this one is read. */
 #define RT_PAGE_FORMAT(name)                                                                                                  \
-  /* s[heads][16] = q[heads][head_dim] . k[head_dim][16] */                                                                  \
-  V_INLINE void rt_scores_of_##name(const float *q, const uint8_t *k, const uint8_t *next, int head_dim, int heads,          \
-                                    float *s) {                                                                              \
-    v16f acc[RT_HEADS];                                                                                                      \
-    for (int h = 0; h < heads; h++) acc[h] = v_zero();                                                                       \
+  /* s[pages][RT_HEADS][16] = q[heads][head_dim] . k[page][head_dim][16] */                                                    \
+  V_INLINE void rt_scores_of_##name(const float *q, const uint8_t *const *k, const uint8_t *const *ahead, int head_dim,      \
+                                    int heads, int pages, float *s) {                                                        \
+    v16f acc[RT_PAGES][RT_HEADS], scale[RT_PAGES];                                                                           \
+    for (int i = 0; i < pages; i++)                                                                                          \
+      for (int h = 0; h < heads; h++) acc[i][h] = v_zero();                                                                  \
     for (int first = 0; first < head_dim; first += 32) {                                                                     \
-      v16f scale = rt_k_scale_##name(k, head_dim, first);                                                                    \
-      for (int d = first; d < head_dim && d < first + 32; d++) {                                                             \
-        v16f row = rt_k_row_##name(k, head_dim, d, scale);                                                                   \
-        __builtin_prefetch(next + (size_t)d * RT_ROW_BYTES_##name);                                                          \
-        for (int h = 0; h < heads; h++) acc[h] = v_fma(v_set1(q[h * head_dim + d]), row, acc[h]);                            \
-      }                                                                                                                      \
+      for (int i = 0; i < pages; i++) scale[i] = rt_k_scale_##name(k[i], head_dim, first);                                   \
+      for (int d = first; d < head_dim && d < first + 32; d++)                                                               \
+        for (int i = 0; i < pages; i++) {                                                                                    \
+          v16f row = rt_k_row_##name(k[i], head_dim, d, scale[i]);                                                           \
+          __builtin_prefetch(ahead[i] + (size_t)d * RT_ROW_BYTES_##name);                                                    \
+          for (int h = 0; h < heads; h++) acc[i][h] = v_fma(v_set1(q[h * head_dim + d]), row, acc[i][h]);                    \
+        }                                                                                                                    \
     }                                                                                                                        \
-    for (int h = 0; h < heads; h++) v_store(s + h * 16, acc[h]);                                                             \
+    for (int i = 0; i < pages; i++)                                                                                          \
+      for (int h = 0; h < heads; h++) v_store(s + (i * RT_HEADS + h) * 16, acc[i][h]);                                       \
   }                                                                                                                          \
-  static void rt_scores_##name(const float *q, const uint8_t *k, const uint8_t *next, int head_dim, int heads, float *s) {   \
-    if (heads == 1) rt_scores_of_##name(q, k, next, head_dim, 1, s);                                                         \
-    else if (heads == 2) rt_scores_of_##name(q, k, next, head_dim, 2, s);                                                    \
-    else if (heads == 3) rt_scores_of_##name(q, k, next, head_dim, 3, s);                                                    \
-    else rt_scores_of_##name(q, k, next, head_dim, 4, s);                                                                    \
+  V_INLINE void rt_scores_by_##name(const float *q, const uint8_t *const *k, const uint8_t *const *ahead, int head_dim,      \
+                                    int heads, int pages, float *s) {                                                        \
+    int i = 0;                                                                                                               \
+    for (; i + rt_beside(heads) <= pages; i += rt_beside(heads))                                                             \
+      rt_scores_of_##name(q, k + i, ahead + i, head_dim, heads, rt_beside(heads), s + i * RT_HEADS * 16);                    \
+    for (; i < pages; i++) rt_scores_of_##name(q, k + i, ahead + i, head_dim, heads, 1, s + i * RT_HEADS * 16);              \
   }                                                                                                                          \
-  /* out[heads][d..] += p[heads][16] v[16][head_dim] over the n tokens whose slots are `seen`, for `parts` vectors of them   \
-   * (few heads leave a core waiting for one sum; more parts give it others). out: rows of `width` floats */                 \
-  V_INLINE void rt_mix_at_##name(const float *p, const uint8_t *v, const uint8_t *next, int head_dim, int heads,             \
+  static void rt_scores_##name(const float *q, const uint8_t *const *k, const uint8_t *const *ahead, int head_dim, int heads, \
+                               int pages, float *s) {                                                                        \
+    if (heads == 1) rt_scores_by_##name(q, k, ahead, head_dim, 1, pages, s);                                                 \
+    else if (heads == 2) rt_scores_by_##name(q, k, ahead, head_dim, 2, pages, s);                                            \
+    else if (heads == 3) rt_scores_by_##name(q, k, ahead, head_dim, 3, pages, s);                                            \
+    else rt_scores_by_##name(q, k, ahead, head_dim, 4, pages, s);                                                            \
+  }                                                                                                                          \
+  /* out[heads][d..] += p[heads][16] v[16][head_dim] over the n tokens whose slots are `seen`, for `parts` vectors of them.   \
+   * out: rows of `width` floats */                                                                                          \
+  V_INLINE void rt_mix_at_##name(const float *p, const uint8_t *v, const uint8_t *ahead, int head_dim, int heads,            \
                                  const uint8_t *seen, int n, int d, int parts, int lanes, float *out, int width) {           \
     v16f acc[4][RT_HEADS];                                                                                                   \
     for (int c = 0; c < parts; c++)                                                                                          \
       for (int h = 0; h < heads; h++) acc[c][h] = v_load(out + h * width + d + c * 16);                                      \
     for (int i = 0; i < n; i++) {                                                                                            \
-      __builtin_prefetch(next + ((size_t)seen[i] * (size_t)head_dim + (size_t)d) * RT_ROW_BYTES_##name / 16);                \
       for (int c = 0; c < parts; c++) {                                                                                      \
         v16f row = rt_v_row_##name(v, head_dim, seen[i], d + c * 16, lanes);                                                 \
+        if (c % 2 == 0)                                                                                                      \
+          __builtin_prefetch(ahead + ((size_t)seen[i] * (size_t)head_dim + (size_t)(d + c * 16)) * RT_ROW_BYTES_##name / 16); \
         for (int h = 0; h < heads; h++) acc[c][h] = v_fma(v_set1(p[h * 16 + seen[i]]), row, acc[c][h]);                      \
       }                                                                                                                      \
     }                                                                                                                        \
     for (int c = 0; c < parts; c++)                                                                                          \
       for (int h = 0; h < heads; h++) v_store(out + h * width + d + c * 16, acc[c][h]);                                      \
   }                                                                                                                          \
-  V_INLINE void rt_mix_of_##name(const float *p, const uint8_t *v, const uint8_t *next, int head_dim, int heads,             \
+  V_INLINE void rt_mix_of_##name(const float *p, const uint8_t *v, const uint8_t *ahead, int head_dim, int heads,            \
                                  const uint8_t *seen, int n, float *out, int width) {                                        \
     int d = 0;                                                                                                               \
-    for (; heads == 1 && d + 64 <= head_dim; d += 64)                                                                        \
-      rt_mix_at_##name(p, v, next, head_dim, heads, seen, n, d, 4, 16, out, width);                                          \
-    for (; heads < 3 && d + 32 <= head_dim; d += 32)                                                                         \
-      rt_mix_at_##name(p, v, next, head_dim, heads, seen, n, d, 2, 16, out, width);                                          \
-    for (; d + 16 <= head_dim; d += 16) rt_mix_at_##name(p, v, next, head_dim, heads, seen, n, d, 1, 16, out, width);        \
-    if (d < head_dim) rt_mix_at_##name(p, v, next, head_dim, heads, seen, n, d, 1, head_dim - d, out, width);                \
+    for (; rt_beside(heads) >= 4 && d + 64 <= head_dim; d += 64)                                                             \
+      rt_mix_at_##name(p, v, ahead, head_dim, heads, seen, n, d, 4, 16, out, width);                                         \
+    for (; rt_beside(heads) >= 2 && d + 32 <= head_dim; d += 32)                                                             \
+      rt_mix_at_##name(p, v, ahead, head_dim, heads, seen, n, d, 2, 16, out, width);                                         \
+    for (; d + 16 <= head_dim; d += 16) rt_mix_at_##name(p, v, ahead, head_dim, heads, seen, n, d, 1, 16, out, width);       \
+    if (d < head_dim) rt_mix_at_##name(p, v, ahead, head_dim, heads, seen, n, d, 1, head_dim - d, out, width);               \
   }                                                                                                                          \
-  static void rt_mix_##name(const float *p, const uint8_t *v, const uint8_t *next, int head_dim, int heads,                  \
+  static void rt_mix_##name(const float *p, const uint8_t *v, const uint8_t *ahead, int head_dim, int heads,                 \
                             const uint8_t *seen, int n, float *out, int width) {                                             \
-    if (heads == 1) rt_mix_of_##name(p, v, next, head_dim, 1, seen, n, out, width);                                          \
-    else if (heads == 2) rt_mix_of_##name(p, v, next, head_dim, 2, seen, n, out, width);                                     \
-    else if (heads == 3) rt_mix_of_##name(p, v, next, head_dim, 3, seen, n, out, width);                                     \
-    else rt_mix_of_##name(p, v, next, head_dim, 4, seen, n, out, width);                                                     \
+    if (heads == 1) rt_mix_of_##name(p, v, ahead, head_dim, 1, seen, n, out, width);                                         \
+    else if (heads == 2) rt_mix_of_##name(p, v, ahead, head_dim, 2, seen, n, out, width);                                    \
+    else if (heads == 3) rt_mix_of_##name(p, v, ahead, head_dim, 3, seen, n, out, width);                                    \
+    else rt_mix_of_##name(p, v, ahead, head_dim, 4, seen, n, out, width);                                                    \
   }                                                                                                                          \
   /* k -> f32 [head_dim][16] */                                                                                              \
   static void rt_widen_k_##name(const uint8_t *k, const uint8_t *next, int head_dim, float *wide) {                          \
@@ -104,7 +120,7 @@ RT_PAGE_FORMAT(BF16)
 RT_PAGE_FORMAT(Q8_0)
 #undef RT_PAGE_FORMAT
 
-static void (*const rt_scores[RT_FORMATS])(const float *, const uint8_t *, const uint8_t *, int, int, float *) = {
+static void (*const rt_scores[RT_FORMATS])(const float *, const uint8_t *const *, const uint8_t *const *, int, int, int, float *) = {
     [RT_F32] = rt_scores_F32, [RT_F16] = rt_scores_F16, [RT_BF16] = rt_scores_BF16, [RT_Q8_0] = rt_scores_Q8_0};
 static void (*const rt_mix[RT_FORMATS])(const float *, const uint8_t *, const uint8_t *, int, int, const uint8_t *, int, float *,
                                         int) = {
@@ -168,33 +184,56 @@ V_INLINE void rt_attention_start(const struct rt_attention_args *args) {
 
 /* ---- one token ---- */
 
-static void rt_attention(const struct rt_attention_args *args) {
-  int head_dim = args->head_dim, width = rt_attention_width(head_dim), position = args->queries->position, any = 0;
-  float s[RT_HEADS * 16];
-  rt_attention_start(args);
-  for (int b = 0; b < args->n_blocks; b++) {
-    if (rt_out_of_sight(args, b, position, position)) continue;
-    uint32_t bits = rt_seen_slots(args, b, *args->queries);
-    uint8_t slots[16];
-    int n = 0;
-    for (uint32_t rest = bits; rest != 0; rest &= rest - 1) slots[n++] = (uint8_t)__builtin_ctz(rest);
-    if (n == 0) continue;
-    any = 1;
-    size_t page = (size_t)args->blocks[b].page, next = (size_t)args->blocks[b + 1 < args->n_blocks ? b + 1 : b].page;
-    const uint8_t *k = args->k + page * args->k_stride, *next_k = args->k + next * args->k_stride;
-    const uint8_t *v = args->v + page * args->v_stride, *next_v = args->v + next * args->v_stride;
-    for (int first = 0; first < args->share; first += RT_HEADS) {
-      int heads = args->share - first < RT_HEADS ? args->share - first : RT_HEADS;
-      float *out = args->out + (size_t)first * (size_t)width;
-      rt_scores[args->k_format](args->q + (size_t)first * (size_t)head_dim, k, next_k, head_dim, heads, s);
-      for (int h = 0; h < heads; h++) {
-        float *max = &args->max[first + h], *sum = args->sum + (first + h) * 16;
-        v16f x = rt_scaled(s + h * 16, bits, args->scale, args->softcap);
-        if (rt_exceeds(x, *max)) rt_move(x, width, out + (size_t)h * (size_t)width, max, sum);
-        rt_soften(x, *max, s + h * 16, sum);
-      }
-      rt_mix[args->v_format](s, v, next_v, head_dim, heads, slots, n, out, width);
+struct rt_sight { /* up to RT_PAGES pages in sight of the token, in order */
+  int pages, n[RT_PAGES];
+  uint32_t bits[RT_PAGES];        /* slots it sees .. */
+  uint8_t slots[RT_PAGES][16];    /* .. and their numbers, [n] */
+  const uint8_t *k[RT_PAGES], *v[RT_PAGES], *k_ahead[RT_PAGES], *v_ahead[RT_PAGES]; /* the page itself, and RT_PAGES further */
+};
+
+/* The next pages in sight from block b on; returns the block behind them. */
+static int rt_look(const struct rt_attention_args *args, int b, struct rt_sight *sight) {
+  int position = args->queries->position, last = args->n_blocks + args->more - 1, i = 0;
+  for (; b < args->n_blocks && i < RT_PAGES; b++) {
+    uint32_t bits = rt_out_of_sight(args, b, position, position) ? 0 : rt_seen_slots(args, b, *args->queries);
+    if (bits == 0) continue;
+    size_t page = (size_t)args->blocks[b].page, ahead = (size_t)args->blocks[b + RT_PAGES <= last ? b + RT_PAGES : b].page;
+    sight->k[i] = args->k + page * args->k_stride, sight->k_ahead[i] = args->k + ahead * args->k_stride;
+    sight->v[i] = args->v + page * args->v_stride, sight->v_ahead[i] = args->v + ahead * args->v_stride;
+    sight->bits[i] = bits, sight->n[i] = 0;
+    for (; bits != 0; bits &= bits - 1) sight->slots[i][sight->n[i]++] = (uint8_t)__builtin_ctz(bits);
+    i++;
+  }
+  sight->pages = i;
+  return b;
+}
+
+/* `heads` heads from `first` on meet the pages in sight. */
+static void rt_meet(const struct rt_attention_args *args, const struct rt_sight *sight, int first, int heads) {
+  int width = rt_attention_width(args->head_dim);
+  float s[RT_PAGES][RT_HEADS * 16], *out = args->out + (size_t)first * (size_t)width;
+  rt_scores[args->k_format](args->q + (size_t)first * (size_t)args->head_dim, sight->k, sight->k_ahead, args->head_dim, heads,
+                            sight->pages, s[0]);
+  for (int i = 0; i < sight->pages; i++) {
+    for (int h = 0; h < heads; h++) {
+      float *max = &args->max[first + h], *sum = args->sum + (first + h) * 16;
+      v16f x = rt_scaled(s[i] + h * 16, sight->bits[i], args->scale, args->softcap);
+      if (rt_exceeds(x, *max)) rt_move(x, width, out + (size_t)h * (size_t)width, max, sum);
+      rt_soften(x, *max, s[i] + h * 16, sum);
     }
+    rt_mix[args->v_format](s[i], sight->v[i], sight->v_ahead[i], args->head_dim, heads, sight->slots[i], sight->n[i], out, width);
+  }
+}
+
+static void rt_attention(const struct rt_attention_args *args) {
+  struct rt_sight sight;
+  int any = 0;
+  rt_attention_start(args);
+  for (int b = 0; b < args->n_blocks;) {
+    b = rt_look(args, b, &sight);
+    any |= sight.pages;
+    for (int first = 0; first < args->share && sight.pages; first += RT_HEADS)
+      rt_meet(args, &sight, first, args->share - first < RT_HEADS ? args->share - first : RT_HEADS);
   }
   for (int h = 0; h < args->share && !any; h++) args->sum[h * 16] = -1.0f;
 }

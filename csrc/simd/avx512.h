@@ -16,6 +16,7 @@ typedef __m512i v16i;
 typedef __mmask16 v16m;
 
 #define V_ROWS 12 /* query rows that share a load in attention_tile */
+#define V_SUMS 16 /* sums that attention keeps in registers for one token */
 
 V_INLINE v16f v_set1(float x) { return _mm512_set1_ps(x); }
 V_INLINE v16f v_zero(void) { return _mm512_setzero_ps(); }

@@ -50,7 +50,7 @@ cdef extern from "isa/kernels.h" nogil:
         float *max
         float *sum
         size_t q_stride, k_stride, v_stride
-        int32_t n_blocks, first_block, fresh, tokens, share, head_dim, window
+        int32_t n_blocks, more, first_block, fresh, tokens, share, head_dim, window
         int k_format, v_format
         float scale, softcap
     int RT_TAPS
@@ -272,7 +272,8 @@ cdef class Kernels:
                 table[b].low, table[b].high = min(held, default=2**31 - 1), max(held, default=-1)
             for i in range(tokens):
                 queries[i].position, queries[i].tree = positions[i], 0 if trees is None else trees[i]
-            args.k, args.v, args.blocks, args.n_blocks, args.first_block = &k[0, 0], NULL, table, blocks, first_block
+            args.k, args.v, args.blocks, args.n_blocks = &k[0, 0], NULL, table, blocks
+            args.more, args.first_block = 0, first_block
             args.q_stride, args.k_stride, args.v_stride = share * head_dim, k.shape[1], 0
             if v is not None:
                 args.v, args.v_stride = &v[0, 0], v.shape[1]
