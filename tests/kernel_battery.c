@@ -252,12 +252,13 @@ static void fill_pages(source *s, const struct rt_kernels *K, struct rt_attentio
   }
 }
 
-/* TOKENS tokens behind OLD others, some of which are evicted; page 3 and what follows are a second partial. latent: V's pages
- * are rows that serve as both. */
+/* TOKENS tokens behind OLD others, some of which are evicted; page 4 and what follows are a second partial. Each token alone,
+ * then all, on both paths. latent: V's pages are rows that serve as both. */
 static void attention(const struct rt_kernels *K, rt_format kf, rt_format vf, bool latent, hash *h) {
   static const int dims[] = {32, 64, 96, 128};
   static float q[ROWS * HEAD_MOST], partial[ROWS * HEAD_MOST], max[ROWS], sum[ROWS * 16], top[ROWS], total[ROWS * 16],
-      out[ROWS * HEAD_MOST], scratch[2 * RT_TILE_SLOTS * HEAD_MOST];
+      out[ROWS * HEAD_MOST];
+  float *scratch = room(rt_attention_bf16_floats(HEAD_MOST, ROWS) * 4);
   source s = {1000 + (uint64_t)kf * 50 + (uint64_t)vf};
   size_t bytes = 16 * HEAD_MOST * 4;
   uint8_t *k = room(PAGES * bytes), *v = room(PAGES * bytes);
@@ -284,17 +285,18 @@ static void attention(const struct rt_kernels *K, rt_format kf, rt_format vf, bo
     }
     for (int t = 0; t < TOKENS; t++) queries[t] = (struct rt_query){OLD + t, i % 4 == 3 ? bits_of(&s) | 1u << t : 0};
     fill(&s, TAME, q, rows * dim);
-    for (int tile = 0; tile < 2; tile++) {
+    for (int way = 0, tile; tile = way % 2, way < 4; way++) {
       fill(&s, TAME, top, rows);
       memset(total, 0, sizeof total), memset(out, 0, sizeof out);
       for (int r = 0; r < rows; r++) total[r * 16] = i % 2 ? 1 : 0, top[r] = i % 2 ? top[r] : -3e38f;
       for (int part = 0; part < 2; part++) {
-        a.blocks = blocks + part * 3, a.n_blocks = part ? PAGES - 3 : 3, a.first_block = part * 3;
+        a.blocks = blocks + part * 4, a.n_blocks = part ? PAGES - 4 : 4, a.first_block = part * 4;
         for (int t = 0; t < (tile ? 1 : TOKENS); t++) {
           struct rt_attention_args one = a;
           one.q = q + t * share * dim, one.queries += t, one.tokens = tile ? TOKENS : 1;
           one.out += t * share * dim, one.max += t * share, one.sum += t * share * 16;
-          if (tile || latent) K->attention_tile(&one, scratch);
+          if (way / 2 && !latent) K->attention_bf16(&one, scratch);
+          else if (tile || latent) K->attention_tile(&one, scratch);
           else K->attention(&one);
         }
         add_floats(h, partial, (size_t)(rows * dim));
@@ -306,7 +308,7 @@ static void attention(const struct rt_kernels *K, rt_format kf, rt_format vf, bo
       add_floats(h, out, (size_t)(rows * dim));
     }
   }
-  free(k), free(v);
+  free(k), free(v), free(scratch);
 }
 
 /* Arguments: the sets to run, all when there are none. */

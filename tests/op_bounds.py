@@ -32,6 +32,9 @@ Given the same slots and the same cache, the reference (sums in f64, A16 roundin
               4 u cap). p = e^(s - max): s - max rounds, and max may lag by 8: u (|s| + |max| + 16), e^x 2 u; every page
               may shrink what came before (3 u each), partials join by e^(max - top) (4 u). Numerator and denominator add n
               fused terms each: |out| moves by (2 (d_s + that) + (2 n + 8) u) sum p |v|.
+              On the BF16 path q, K and V are rounded on both sides; s runs in chains of 16, joined and added up: (20 +
+              head_dim / 32) u in d_s. Native rounds p too, for numerator and denominator alike: 2^-8 of each, and those
+              below e^-28 to none.
 """
 from __future__ import annotations
 
@@ -169,7 +172,7 @@ def bound(op: p.Op, weights: Weights, ref: TorchBackend, batch: Batch, before: d
         e = norm_error(before[op.x].shape[1] // op.groups) + 24 * U
         return e * after(op.out) + TINY
     if isinstance(op, p.Attention):
-        return attention_bound(op, ref, batch, before)
+        return attention_bound(op, ref, batch, before, coarse & (ref.plan.groups[ref.plan.group(op.group)].kind != "latent"))
     if isinstance(op, p.Logits):
         n, dn = normed(op, weights, before[op.x][batch.rows])
         return abs(op.scale) * product_bound(weights, op.weight, n, dn, coarse[batch.rows]) \
@@ -283,7 +286,13 @@ def rope_bound(op: p.RopeKV, weights: Weights, ref: TorchBackend, before: dict[s
     return out.reshape(before[op.qkv].shape)
 
 
-def attention_bound(op: p.Attention, ref: TorchBackend, batch: Batch, before: dict[str, np.ndarray]) -> np.ndarray:
+def coarse_values(x: np.ndarray) -> np.ndarray:
+    """x rounded to bf16, f64."""
+    return bf16(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+
+
+def attention_bound(op: p.Attention, ref: TorchBackend, batch: Batch, before: dict[str, np.ndarray],
+                    coarse: np.ndarray) -> np.ndarray:
     """By its own f64 attention over the reference's cache."""
     group, g = ref.plan.group(op.group), ref.plan.groups[ref.plan.group(op.group)]
     cache, share, out = ref.caches[op.group], op.heads // g.kv_heads, np.zeros_like(before[op.out])
@@ -298,9 +307,10 @@ def attention_bound(op: p.Attention, ref: TorchBackend, batch: Batch, before: di
             if batch.trees is not None and (tree := int(batch.trees[t])):
                 new = batch.starts[s + 1] - batch.starts[s]
                 seen[total - new:] &= np.array([tree >> i & 1 for i in range(new)], bool)
-            scores = op.scale * np.einsum("hd,khd->hk", q[t], k[seen])
-            size = abs(op.scale) * np.einsum("hd,khd->hk", np.abs(q[t]), np.abs(k[seen]))
-            d_s = (g.head_dim + 2) * U * size + 4 * U * op.softcap
+            here, keys, values = (coarse_values(x) if coarse[t] else x for x in (q[t], k[seen], v[seen]))
+            scores = op.scale * np.einsum("hd,khd->hk", here, keys)
+            size = abs(op.scale) * np.einsum("hd,khd->hk", np.abs(here), np.abs(keys))
+            d_s = (20 + g.head_dim / 32 if coarse[t] else g.head_dim + 2) * U * size + 4 * U * op.softcap
             if op.softcap > 0:
                 scores = op.softcap * np.tanh(scores / op.softcap)
             most = scores.max(-1, keepdims=True)
@@ -308,6 +318,7 @@ def attention_bound(op: p.Attention, ref: TorchBackend, batch: Batch, before: di
             weight = e / e.sum(-1, keepdims=True)
             n = seen.sum()
             each = d_s + U * (np.abs(scores) + np.abs(most) + 16) + (2 + 3 * -(-n // 16) + 4) * U
-            factor = 2 * each.max(-1, keepdims=True) + (2 * n + 8) * U
-            out[t] = (factor * np.einsum("hk,khd->hd", weight, np.abs(v[seen]))).reshape(-1)
+            factor = 2 * each.max(-1, keepdims=True) + (2 * n + 8) * U + 2.02 * 2.0**-8 * coarse[t]
+            out[t] = (factor * np.einsum("hk,khd->hd", weight, np.abs(values))
+                      + np.exp(-28) * coarse[t] * np.abs(values).sum(0)).reshape(-1)
     return out

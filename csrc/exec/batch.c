@@ -100,6 +100,17 @@ static bool is_behind(const rt_cache *c, int32_t block, int32_t low) {
   return c->window > 0 && (int64_t)block * RT_PAGE + RT_PAGE - 1 <= (int64_t)low - c->window;
 }
 
+enum rt_path rt_path_of(const rt_engine *e, const rt_batch *b, int32_t token) {
+  return (enum rt_path)(b->roles[token] ? e->limits.generated_path : e->limits.prompt_path);
+}
+
+/* How many tokens from t on, before `end`, are a tile. */
+static int32_t tile_at(const rt_engine *e, const rt_batch *b, int32_t t, int32_t end) {
+  int32_t most = e->share ? e->query_rows / e->share : 1, n = 1;
+  while (n < most && t + n < end && rt_path_of(e, b, t + n) == rt_path_of(e, b, t)) n++;
+  return n;
+}
+
 /* Sequence s: its tokens' place in the cache, and its pages. Fills blocks, not yet what is stored in them. */
 static bool check_sequence(rt_engine *e, const rt_batch *b, int32_t s, rt_status *st) {
   rt_step *step = &e->step;
@@ -122,9 +133,10 @@ static bool check_sequence(rt_engine *e, const rt_batch *b, int32_t s, rt_status
     low = b->positions[t] < low ? b->positions[t] : low;
     if (!check_tree(step->queries[t].tree, t - start, b->starts[s + 1] - start, t, st)) return false;
   }
-  int32_t tile = e->share ? e->query_rows / e->share : 1;
-  for (int32_t t = 0; t < count; t += tile)
-    step->tiles[step->n_tiles++] = (rt_tile){s, start + t, tile < count - t ? tile : count - t, kv_len - count};
+  for (int32_t t = start, n; t < start + count; t += n) {
+    n = tile_at(e, b, t, start + count);
+    step->tiles[step->n_tiles++] = (rt_tile){s, t, n, kv_len - count, rt_path_of(e, b, t)};
+  }
   for (int32_t g = 0; g < e->n_groups; g++) {
     rt_cache *c = &e->groups[g];
     if (c->kind == RT_STATE) {
@@ -197,10 +209,6 @@ static void store_positions(rt_engine *e, const rt_batch *b, int32_t g) {
       blocks[i].low = low, blocks[i].high = high, blocks[i].positions = stored;
     }
   }
-}
-
-enum rt_path rt_path_of(const rt_engine *e, const rt_batch *b, int32_t token) {
-  return (enum rt_path)(b->roles[token] ? e->limits.generated_path : e->limits.prompt_path);
 }
 
 /* rows: the token of each of n lines, or NULL when line i is token i. */

@@ -88,7 +88,7 @@ typedef struct rt_scratch { /* one thread's */
   uint8_t *group;       /* one packed group, low-memory mode */
   rt_partials partials; /* of one tile */
   float *top, *total;   /* [rows], [rows][16] of a tile */
-  float *pages;         /* attention_tile's scratch */
+  float *pages;         /* scratch of attention_tile and attention_bf16 */
   uint8_t *sample;      /* rt_sample_bytes */
 } rt_scratch;
 
@@ -102,8 +102,9 @@ typedef struct rt_pairs { /* of the EACH_LINEAR or EXPERTS op that runs: pair to
   rt_pair_block *blocks;      /* [pairs] */
   int32_t n_blocks;
 } rt_pairs;
-/* Neighbouring tokens of a sequence that attention takes together; fresh: slot of the sequence's first token in this step. */
-typedef struct rt_tile { int32_t sequence, token, count, fresh; } rt_tile;
+/* Neighbouring tokens of a sequence and of one path that attention takes together; fresh: slot of the sequence's first token in
+ * this step. */
+typedef struct rt_tile { int32_t sequence, token, count, fresh; enum rt_path path; } rt_tile;
 
 /* Rows of a linear op in the order it computes them: those of one path lie together, so that no unit has two. The i-th is
  * row at[i]; those of path p end before ends[p]. */
@@ -156,7 +157,7 @@ struct rt_engine {
   /* The largest an op needs. */
   size_t acts_bytes, fused_bytes, group_bytes, row_floats;
   size_t pairs_most, keys_most;
-  size_t page_floats;                        /* attention_tile's scratch */
+  size_t page_floats;                        /* scratch of a tile's attention */
   int32_t scan_heads;
   int32_t share, query_rows, partial_floats; /* query heads of a KV head; rows of a tile; floats of a tile's partial */
 };

@@ -569,7 +569,6 @@ static void measure(rt_engine *e) {
       e->share = share > e->share ? share : e->share;
       e->query_rows = e->share > RT_QUERY_ROWS ? e->share : RT_QUERY_ROWS / e->share * e->share;
       widest = width > widest ? width : widest;
-      e->page_floats = 2 * RT_TILE_SLOTS * (size_t)widest;
     }
     if (o->kind == RT_OP_SCAN && o->f.scan.heads > e->scan_heads) e->scan_heads = o->f.scan.heads;
     if (o->each.matrix) {
@@ -593,6 +592,9 @@ static void measure(rt_engine *e) {
     }
   }
   e->partial_floats = e->query_rows * widest;
+  e->page_floats = 2 * RT_TILE_SLOTS * (size_t)widest;
+  if (e->limits.prompt_path == RT_PATH_BF16 || e->limits.generated_path == RT_PATH_BF16)
+    e->page_floats = larger(e->page_floats, rt_attention_bf16_floats(widest, e->query_rows));
 }
 
 /* Counts first (region.base NULL), then hands out: one list of everything the engine owns. */

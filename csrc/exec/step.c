@@ -221,6 +221,8 @@ static query query_of(const rt_engine *e, const rt_op_attention *f, int32_t unit
                  share * c->value_dim, (blocks + RT_SPLIT - 1) / RT_SPLIT};
 }
 
+_Static_assert(RT_SPLIT <= RT_SPAN_PAGES && RT_SPLIT % 2 == 0, "a split is what attention_bf16 takes");
+
 /* What the tile sees of one split. */
 static void attend_split(const rt_engine *e, const query *q, int32_t split, rt_partials to, rt_scratch *s) {
   const rt_step *step = &e->step;
@@ -237,7 +239,8 @@ static void attend_split(const rt_engine *e, const query *q, int32_t split, rt_p
       .more = blocks - first - least(blocks - first, RT_SPLIT), .first_block = first, .fresh = tile->fresh,
       .tokens = tile->count, .share = q->share, .head_dim = q->c->head_dim, .window = q->f->window, .k_format = q->c->k_format,
       .v_format = q->c->v_format, .scale = q->f->scale, .softcap = q->f->softcap};
-  if (tile->count == 1 && !latent) e->k->attention(&args);
+  if (tile->path == RT_PATH_BF16 && !latent) e->k->attention_bf16(&args, s->pages);
+  else if (tile->count == 1 && !latent) e->k->attention(&args);
   else e->k->attention_tile(&args, s->pages);
 }
 

@@ -26,7 +26,13 @@ size_t rt_act_bytes(int k); /* of one token's activations (quant/act.h), 64-byte
 #define RT_TILE_SLOTS 64 /* slots of the pages that attention_tile widens at a time */
 
 /* A row of a partial result: head_dim up to whole vectors. */
+#define RT_SPAN_PAGES 16 /* most pages of attention_bf16 */
+#define RT_SPAN_ROWS 32 /* query rows whose scores it holds at a time */
 static inline int32_t rt_attention_width(int32_t head_dim) { return (head_dim + 15) / 16 * 16; }
+static inline size_t rt_attention_bf16_floats(int32_t head_dim, int32_t rows) { /* its scratch */
+  size_t width = ((size_t)head_dim + 31) / 32 * 32, slots = RT_SPAN_PAGES * RT_PAGE;
+  return (slots + 16 + RT_SPAN_ROWS) * width + (RT_SPAN_ROWS + (size_t)rows) * slots;
+}
 
 struct rt_block { /* 16 slots of a sequence; low, high: least and greatest position stored in them, high -1 when none is */
   int32_t page, low, high;
@@ -102,6 +108,9 @@ struct rt_kernels {
    * scratch: f32 [RT_TILE_SLOTS][head_dim] and [RT_TILE_SLOTS][width]. */
   void (*attention)(const struct rt_attention_args *args);
   void (*attention_tile)(const struct rt_attention_args *args, float *scratch);
+  /* The same on the BF16 path, of tokens in any number up to RT_QUERY_ROWS rows (or one with more) and up to RT_SPAN_PAGES blocks
+   * from an even one on: a token's bits are its own. scratch: rt_attention_bf16_floats f32. */
+  void (*attention_bf16)(const struct rt_attention_args *args, float *scratch);
   /* One more partial, in order of blocks, into top [rows], total [rows][16] and out [rows][head_dim]. They start as -FLT_MAX,
    * 0, 0, or with a sink as the sink, (1, 0, ...), 0. */
   void (*attention_join)(int rows, int head_dim, const float *partial, const float *max, const float *sum, float *top,

@@ -13,9 +13,13 @@ enum { RT_BF16_MOST = 256 };
 
 #ifdef V_TILES
 typedef uint16_t rt_wide; /* 32 k of 16 rows: the operand of a tile product, [16 pair of k][16 row][2] */
+typedef uint16_t rt_coarse; /* what it is multiplied with */
+V_INLINE void rt_store_coarse(rt_coarse *p, v16f rounded) { v_store_bf16(p, rounded); }
 V_INLINE void rt_pair_bf16(rt_wide *restrict w, int k, v16f even, v16f odd) { v_store_pairs(w + k * 16, even, odd); }
 #else
 typedef float rt_wide; /* 32 k of 16 rows, [32][16] */
+typedef float rt_coarse;
+V_INLINE void rt_store_coarse(rt_coarse *p, v16f rounded) { v_store(p, rounded); }
 V_INLINE void rt_pair_bf16(rt_wide *restrict w, int k, v16f even, v16f odd) {
   v_store(w + k * 16, v_round_bf16(even));
   v_store(w + k * 16 + 16, v_round_bf16(odd));

@@ -51,9 +51,10 @@ class Kernels:
     def attention(self, q: F32, k: U8, v: U8 | None, stored: NDArray[np.int32], positions: NDArray[np.int32], scale: float,
                   window: int = 0, softcap: float = 0.0, k_format: int = 1, v_format: int = 1,
                   trees: NDArray[np.uint64] | None = None, fresh: int = 0, first_block: int = 0,
-                  tile: bool = False) -> tuple[F32, F32, F32]:
+                  tile: bool = False, path: int = 0) -> tuple[F32, F32, F32]:
         """q [tokens, share, head_dim] at positions [tokens] over k and v [blocks, page bytes] with positions stored
-        [blocks, 16] -> partial, max, sum, token by token or as one tile. v None: k holds latent rows, which are both."""
+        [blocks, 16] -> partial, max, sum, token by token or as one tile. v None: k holds latent rows, which are both; path 1
+        rounds to bf16."""
     def attention_join(self, parts: list[tuple[F32, F32, F32]], head_dim: int, sinks: F32 | None = None) -> F32:
         """Partial results in order -> [tokens, share, head_dim]."""
     def conv(self, x: F32, w: F32, bias: F32 | None, state: F32, activation: int) -> tuple[F32, F32]:

@@ -29,8 +29,9 @@ cdef extern from "base/cpu.h" nogil:
 
 cdef extern from "isa/kernels.h" nogil:
     size_t rt_act_bytes(int k)
-    int RT_QUERY_ROWS, RT_TILE_SLOTS
+    int RT_QUERY_ROWS, RT_TILE_SLOTS, RT_SPAN_PAGES
     int32_t rt_attention_width(int32_t head_dim)
+    size_t rt_attention_bf16_floats(int32_t head_dim, int32_t rows)
     struct rt_block:
         int32_t page, low, high
         const int32_t *positions
@@ -88,6 +89,7 @@ cdef extern from "isa/kernels.h" nogil:
         void (**store_v)(const float *, int, int, uint8_t *) noexcept nogil
         void (*attention)(const rt_attention_args *) noexcept nogil
         void (*attention_tile)(const rt_attention_args *, float *) noexcept nogil
+        void (*attention_bf16)(const rt_attention_args *, float *) noexcept nogil
         void (*attention_join)(int, int, const float *, const float *, const float *, float *, float *, float *) noexcept nogil
         void (*attention_end)(int, int, const float *, float *) noexcept nogil
         void (*conv)(const rt_conv_args *) noexcept nogil
@@ -243,10 +245,11 @@ cdef class Kernels:
 
     def attention(self, const float[:, :, ::1] q, const uint8_t[:, ::1] k, const uint8_t[:, ::1] v,
                   const int32_t[:, ::1] stored, const int32_t[::1] positions, float scale, int window=0, float softcap=0.0,
-                  int k_format=1, int v_format=1, const uint64_t[::1] trees=None, int fresh=0, int first_block=0, bint tile=False):
+                  int k_format=1, int v_format=1, const uint64_t[::1] trees=None, int fresh=0, int first_block=0, bint tile=False,
+                  int path=0):
         """Partial results (out [tokens][share][width], max [tokens][share], sum [tokens][share][16]) of q
         [tokens][share][head_dim] over blocks k, v [blocks][bytes] with positions stored [blocks][16]; tile: all at once.
-        v None: k holds latent rows."""
+        v None: k holds latent rows. path: as the tokens' products round."""
         cdef int tokens = <int> q.shape[0], share = <int> q.shape[1], head_dim = <int> q.shape[2], blocks = <int> k.shape[0]
         cdef int width = rt_attention_width(head_dim), b, i
         need(self.has_cache_format(k_format) and self.has_cache_format(v_format), f"no cache in {k_format}, {v_format}")
@@ -259,7 +262,10 @@ cdef class Kernels:
         need(v is None or v.shape[1] >= page_bytes(v_format, head_dim), "v is too short")
         cdef float[:, :, ::1] out = aligned((tokens, share, width)), total = aligned((tokens, share, 16))
         cdef float[:, ::1] most = aligned((tokens, share))
-        cdef float[::1] scratch = aligned(RT_TILE_SLOTS * (head_dim + width))
+        need(path == 0 or (path == 1 and v is not None and blocks <= RT_SPAN_PAGES and first_block % 2 == 0),
+             f"{blocks} blocks from {first_block} on, path {path}; bf16 takes up to {RT_SPAN_PAGES}, from an even one on")
+        cdef float[::1] scratch = aligned(max(<size_t> RT_TILE_SLOTS * (head_dim + width),
+                                              rt_attention_bf16_floats(head_dim, tokens * share)))
         cdef rt_attention_args args
         cdef rt_block *table = <rt_block *> malloc(blocks * sizeof(rt_block))
         cdef rt_query *queries = <rt_query *> malloc(tokens * sizeof(rt_query))
@@ -282,7 +288,9 @@ cdef class Kernels:
             for i in range(1 if tile else tokens):
                 args.q, args.queries, args.tokens = &q[i, 0, 0], queries + i, tokens if tile else 1
                 args.out, args.max, args.sum = &out[i, 0, 0], &most[i, 0], &total[i, 0, 0]
-                if tile or v is None:
+                if path:
+                    self.table.attention_bf16(&args, &scratch[0])
+                elif tile or v is None:
                     self.table.attention_tile(&args, &scratch[0])
                 else:
                     self.table.attention(&args)

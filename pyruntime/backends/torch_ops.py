@@ -72,6 +72,10 @@ class Step:
     paths: tuple[str, str] = ("a16", "a16")   # of prompt and generated tokens
     states: dict[str, States] = field(default_factory=dict)
 
+    def coarse(self) -> np.ndarray:
+        """Which tokens are on the BF16 path, bool [tokens]."""
+        return np.array([path == "bf16" and self.act_quant == "exact" for path in self.paths])[self.batch.roles]
+
     def x(self, name: str) -> Tensor:
         """A slot's values in the computing type."""
         return self.slots[name].to(self.dtype)
@@ -284,11 +288,12 @@ def stored(x: Tensor, format: str) -> Tensor:
 
 
 def attention(step: Step, op: p.Attention) -> None:
-    """out[h] = softmax(softcap(scale * q_h . K) + mask) V, head h reading KV head h // share."""
+    """out[h] = softmax(softcap(scale * q_h . K) + mask) V, head h reading KV head h // share; q, K and V rounded as the token's
+    path says, but for latent rows."""
     group, g = step.plan.group(op.group), step.plan.groups[step.plan.group(op.group)]
     queries = step.x(op.qkv).unflatten(-1, (-1, g.head_dim))[:, : op.heads]
     cache, sinks, starts = step.caches[op.group], step.vector(op.sinks), step.batch.starts
-    share = op.heads // g.kv_heads
+    share, coarse = op.heads // g.kv_heads, step.coarse() & (g.kind != "latent")
     for s, total in enumerate(step.batch.kv_lens):
         new, at = slice(starts[s], starts[s + 1]), step.tokens_at(group, s, 0, total)
         k = cache.k[op.layer, at].to(step.dtype).repeat_interleave(share, 1)
@@ -302,12 +307,17 @@ def attention(step: Step, op: p.Attention) -> None:
             trees = step.batch.trees[new, None]
             bits = trees >> np.arange(new.stop - new.start, dtype=np.uint64) % np.uint64(64) & np.uint64(1)
             seen[:, total - bits.shape[1]:] &= torch.from_numpy((bits != 0) | (trees == 0)).to(at.device)
-        scores = soft_cap(op.scale * torch.einsum("thd,khd->htk", queries[new], k), op.softcap)
-        scores = scores.masked_fill(~seen, -math.inf)
-        if sinks is not None:
-            scores = torch.cat((scores, sinks.to(scores)[:, None, None].expand(-1, scores.shape[1], 1)), -1)
-        weights = torch.softmax(scores, -1)[..., : k.shape[0]]
-        step.slots[op.out][new] = torch.einsum("htk,khd->thd", weights, v).flatten(1).to(torch.float32)
+        for rounded in (False, True):
+            mine = np.flatnonzero(coarse[new] == rounded)
+            if not len(mine):
+                continue
+            q, keys, values = (bf16(x) if rounded else x for x in (queries[new][mine], k, v))
+            scores = soft_cap(op.scale * torch.einsum("thd,khd->htk", q, keys), op.softcap)
+            scores = scores.masked_fill(~seen[mine], -math.inf)
+            if sinks is not None:
+                scores = torch.cat((scores, sinks.to(scores)[:, None, None].expand(-1, scores.shape[1], 1)), -1)
+            weights = torch.softmax(scores, -1)[..., : k.shape[0]]
+            step.slots[op.out][starts[s] + mine] = torch.einsum("htk,khd->thd", weights, values).flatten(1).to(torch.float32)
 
 
 def conv(step: Step, op: p.Conv) -> None:
