@@ -224,10 +224,11 @@ def test_paths_round_differently():
         assert same(got[0], coarse if prompt == "bf16" else exact) and same(got[1], coarse if generated == "bf16" else exact)
 
 
+@pytest.mark.parametrize("path", ["a16", "bf16"])
 @pytest.mark.parametrize("seed", [5, 3, 7])
-def test_long_contexts_split_the_same_way(seed):
+def test_long_contexts_split_the_same_way(seed, path):
     """More than one attention split: a chunk, single tokens, and many sequences at once agree."""
-    engine = backend(seed, pages=120, max_tokens=600)
+    engine = backend(seed, pages=120, max_tokens=600, paths=(path, path))
     text = np.random.default_rng(5).integers(0, engine.plan.vocab, 590).tolist()
     table = np.random.default_rng(6).permutation(120)[:37].tolist()
     rows = list(range(580, 590))
