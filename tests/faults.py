@@ -102,7 +102,7 @@ FAULTS = [
           "memcpy(c->positions + (size_t)blocks[r->block].page * RT_PAGE + r->slot, "
           "b->positions + r->token", "b->positions + r->token", "b->positions + (r->token > 0 ? r->token - 1 : 0)"),
     Fault("slots past the end seen", "exec/batch.c", "tail[j] = j < left ? stored[j] : -1", "j < left", "1"),
-    Fault("page of the sequence's first block", "ops/attention.h", "const uint8_t *k = args->k + page * args->k_stride, *next_k",
+    Fault("page of the sequence's first block", "ops/attention.h", "sight->k[i] = args->k + page * args->k_stride",
           "page", "(size_t)args->blocks[0].page"),
     Fault("page of a tile's first block", "ops/attention.h", "rt_widen_v[args->v_format](args->v + page * args->v_stride",
           "page", "(size_t)args->blocks[0].page"),
