@@ -17,7 +17,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { WIDTH = 20, HEADS = 2, DIM = 12, HIDDEN = 24, VOCAB = 37, PAGES = 9, TOKENS = 48, ROWS = 6, SEQS = 4, HISTORIES = 2,
        QKV = (HEADS + 2) * DIM, TABLE_PAGES = 4, MASK_BYTES = (VOCAB + 7) / 8, FOUND = 4, WINDOW = 12, NUMBERS = 5, TAPS = 3,
-       CHANNELS = HEADS * DIM + 2 * NUMBERS, STATES = 6, OPS = 12 };
+       CHANNELS = HEADS * DIM + 2 * NUMBERS, STATES = 6, OPS = 12,
+       LATENT = 16, TURNED = 4, EXPERTS = 4, CHOSEN = 2, DEEP_OPS = 15, WEIGHTS_MOST = 21 };
 
 static void must(int truth) {
   if (!truth) abort();
@@ -47,14 +48,14 @@ static int32_t any_int(source *s) {
 /* ---- the plan ---- */
 
 typedef struct model {
-  rt_weight weights[11];
+  rt_weight weights[WEIGHTS_MOST];
   int32_t n;
 } model;
 
 static void add_weight(model *m, int32_t rows, int32_t k, int32_t format) {
   size_t bytes = k ? rt_packed_bytes((rt_format)format, (uint64_t)rows, (uint64_t)k) : (size_t)rows * 4, at;
   uint8_t *packed = aligned_alloc(64, (bytes + 63) / 64 * 64);
-  must(packed != NULL && m->n < 11);
+  must(packed != NULL && m->n < WEIGHTS_MOST);
   for (at = 0; at + 4 <= bytes; at += 4) {
     float x = (float)((at * 2654435761u >> 20) % 64) / 64 - 0.4f;
     memcpy(packed + at, &x, 4);
@@ -63,7 +64,8 @@ static void add_weight(model *m, int32_t rows, int32_t k, int32_t format) {
 }
 
 /* Made once: the weights, in this order. */
-enum { TABLE_W, NORM_W, Q_W, K_W, V_W, O_W, GATE_W, UP_W, TAPS_W, A_W, INNER_W };
+enum { TABLE_W, NORM_W, Q_W, K_W, V_W, O_W, GATE_W, UP_W, TAPS_W, A_W, INNER_W, HEADS_Q_W, ROW_W, ROW_NORM_W,
+       TO_LATENT_W, TO_VALUE_W, MIXED_W, ROUTER_W, EXPERT_GATE_W, EXPERT_UP_W, EXPERT_DOWN_W };
 
 static const model *weights(void) {
   static model m;
@@ -72,18 +74,85 @@ static const model *weights(void) {
   add_weight(&m, HEADS * DIM, WIDTH, RT_F32), add_weight(&m, DIM, WIDTH, RT_F32), add_weight(&m, DIM, WIDTH, RT_F32);
   add_weight(&m, WIDTH, HEADS * DIM, RT_F32), add_weight(&m, HIDDEN, WIDTH, RT_F32), add_weight(&m, HIDDEN, WIDTH, RT_F32);
   add_weight(&m, CHANNELS * TAPS, 0, RT_F32), add_weight(&m, HEADS, 0, RT_F32), add_weight(&m, HEADS * DIM, 0, RT_F32);
+  add_weight(&m, HEADS * 2 * TURNED, WIDTH, RT_F32), add_weight(&m, LATENT + TURNED, WIDTH, RT_F32);
+  add_weight(&m, LATENT, 0, RT_F32), add_weight(&m, HEADS * LATENT, TURNED, RT_F32);
+  add_weight(&m, HEADS * LATENT, LATENT, RT_F32), add_weight(&m, WIDTH, HEADS * LATENT, RT_F32);
+  add_weight(&m, EXPERTS, WIDTH, RT_F32), add_weight(&m, EXPERTS * 16, WIDTH, RT_F32);
+  add_weight(&m, EXPERTS * 16, WIDTH, RT_F32), add_weight(&m, EXPERTS * 16, 16, RT_F32);
   return &m;
 }
 
 /* What the engine under test was made with; of groups the first is paged, with or without a window, and two are states. */
 typedef struct made { rt_engine *e; int32_t window, n_ops, n_groups; } made;
 
+static made started(const rt_plan *plan, int32_t window) {
+  rt_limits limits = {.max_tokens = TOKENS, .max_rows = ROWS, .max_seqs = SEQS, .histories = HISTORIES, .threads = FUZZ_THREADS,
+                      .isa = RT_ISA_scalar, .pool = 0};
+  rt_status st = {0};
+  rt_engine *e = NULL;
+  must(rt_engine_new(plan, &limits, &e, &st) == RT_OK || (e == NULL && st.message[0]));
+  return (made){e, window, plan->n_ops, plan->n_groups};
+}
+
+/* Slots of the plan with latents and experts. */
+enum { X_S, Q_S, ROW_S, QUERIES_S, MIXED_S, VALUES_S, ROUTER_S, ROUTES_S, HIDDEN_S, RESULTS_S, LOGITS_S };
+static const rt_slot deep_slots[] = {{WIDTH, 0}, {HEADS * 2 * TURNED, 0}, {LATENT + TURNED, 0}, {HEADS * (LATENT + TURNED), 0},
+                                     {HEADS * LATENT, 0}, {HEADS * LATENT, 0}, {EXPERTS, 0}, {2 * CHOSEN, 0}, {CHOSEN * 16, 0},
+                                     {CHOSEN * WIDTH, 0}, {VOCAB, 1}};
+
+static rt_op_norm_linear normed(int32_t x, int32_t out, int32_t weight) {
+  return (rt_op_norm_linear){.x = x, .out = out, .norm = NORM_W, .norm_bias = -1, .w0 = weight, .w1 = -1, .w2 = -1, .b0 = -1,
+                             .b1 = -1, .b2 = -1, .activation = -1, .eps = 1e-5f};
+}
+
+/* Latent attention, then a mixture of experts. */
+static made make_deep(source *s) {
+  rt_op ops[DEEP_OPS] = {{0}};
+  rt_op_fields f[DEEP_OPS] = {{{0}}};
+  static const int32_t kinds[] = {RT_OP_EMBED, RT_OP_NORM_LINEAR, RT_OP_NORM_LINEAR, RT_OP_EACH_LINEAR, RT_OP_LATENT_KV,
+                                        RT_OP_ATTENTION, RT_OP_EACH_LINEAR, RT_OP_LINEAR_ADD, RT_OP_NORM_LINEAR, RT_OP_ROUTE,
+                                        RT_OP_EXPERTS, RT_OP_EACH_LINEAR, RT_OP_ROUTED_ADD, RT_OP_LOGITS, RT_OP_SAMPLE};
+  f[0].embed = (rt_op_embed){.out = X_S, .weight = TABLE_W, .positions = -1, .scale = 1};
+  f[1].norm_linear = normed(X_S, Q_S, HEADS_Q_W), f[2].norm_linear = normed(X_S, ROW_S, ROW_W);
+  f[3].each_linear = (rt_op_each_linear){.x = Q_S, .out = QUERIES_S, .routes = -1, .weight = TO_LATENT_W, .parts = HEADS,
+                                         .of = HEADS};
+  f[4].latent_kv = (rt_op_latent_kv){.kv = ROW_S, .q = Q_S, .out = QUERIES_S, .norm = ROW_NORM_W, .heads = HEADS, .eps = 1e-5f};
+  f[5].attention = (rt_op_attention){.qkv = QUERIES_S, .out = MIXED_S, .sinks = -1, .heads = HEADS, .scale = 0.3f};
+  f[6].each_linear = (rt_op_each_linear){.x = MIXED_S, .out = VALUES_S, .routes = -1, .weight = TO_VALUE_W, .parts = HEADS,
+                                         .of = HEADS};
+  f[7].linear_add = (rt_op_linear_add){.x = VALUES_S, .out = X_S, .weight = MIXED_W, .bias = -1, .scale = 1};
+  f[8].norm_linear = normed(X_S, ROUTER_S, ROUTER_W);
+  f[9].route = (rt_op_route){.logits = ROUTER_S, .out = ROUTES_S, .bias = -1, .top_k = CHOSEN, .scoring = (int32_t)take(s, 2),
+                             .groups = 2, .groups_kept = 1 + (int32_t)take(s, 2), .group_best = 1 + (int32_t)take(s, 2),
+                             .scale = 1};
+  f[10].experts = (rt_op_experts){.x = X_S, .out = HIDDEN_S, .routes = ROUTES_S, .norm = NORM_W, .gate = EXPERT_GATE_W,
+                                  .up = EXPERT_UP_W, .parts = CHOSEN, .of = EXPERTS, .eps = 1e-5f};
+  f[11].each_linear = (rt_op_each_linear){.x = HIDDEN_S, .out = RESULTS_S, .routes = ROUTES_S, .weight = EXPERT_DOWN_W,
+                                          .parts = CHOSEN, .of = EXPERTS};
+  f[12].routed_add = (rt_op_routed_add){.x = RESULTS_S, .out = X_S, .routes = ROUTES_S, .parts = CHOSEN};
+  f[13].logits = (rt_op_logits){.x = X_S, .out = LOGITS_S, .norm = NORM_W, .norm_bias = -1, .weight = TABLE_W, .eps = 1e-5f,
+                                .scale = 1};
+  f[14].sample = (rt_op_sample){.logits = LOGITS_S};
+  for (int i = 0; i < DEEP_OPS; i++) {
+    ops[i].kind = kinds[i];
+    memcpy(ops[i].words, f[i].words, sizeof f[i].words);
+  }
+  const double freqs[TURNED / 2] = {1, 0.5};
+  const rt_group group = {.kind = RT_LATENT, .layers = 1, .kv_heads = 1, .head_dim = LATENT + TURNED, .width = LATENT,
+                          .k_format = RT_F16, .v_format = RT_F16, .pages = PAGES};
+  const rt_rope rope = {.inv_freq = freqs, .pairs = TURNED / 2, .mscale = 1};
+  if (take(s, 8) == 0) ops[take(s, DEEP_OPS)].words[take(s, RT_OP_WORDS)] = (uint32_t)any_int(s);
+  rt_plan plan = {.ops = ops, .n_ops = DEEP_OPS, .slots = deep_slots, .n_slots = 11, .weights = weights()->weights,
+                  .n_weights = weights()->n, .groups = &group, .n_groups = 1, .ropes = &rope, .n_ropes = 1, .vocab = VOCAB,
+                  .width = WIDTH};
+  return started(&plan, 0);
+}
+
 static made make_engine(source *s) {
+  if (take(s, 3) == 0) return make_deep(s);
   const model *m = weights();
   rt_op ops[OPS] = {{0}};
   rt_op_fields f[OPS] = {{{0}}};
-  rt_status st = {0};
-  rt_engine *e = NULL;
   static const int32_t kinds[OPS] = {RT_OP_EMBED, RT_OP_NORM_LINEAR, RT_OP_ROPE_KV, RT_OP_ATTENTION, RT_OP_LINEAR_ADD, RT_OP_GATED,
                                      RT_OP_LOGITS, RT_OP_SAMPLE, RT_OP_CONV, RT_OP_SCAN, RT_OP_GATED_NORM, RT_OP_LINEAR_ADD};
   bool recurrent = take(s, 2) == 0;
@@ -124,10 +193,7 @@ static made make_engine(source *s) {
   if (take(s, 8) == 0) ops[take(s, (uint32_t)n_ops)].words[take(s, RT_OP_WORDS)] = (uint32_t)any_int(s);
   rt_plan plan = {.ops = ops, .n_ops = n_ops, .slots = slots, .n_slots = 7, .weights = m->weights, .n_weights = m->n,
                   .groups = groups, .n_groups = n_groups, .ropes = &rope, .n_ropes = 1, .vocab = VOCAB, .width = WIDTH};
-  rt_limits limits = {.max_tokens = TOKENS, .max_rows = ROWS, .max_seqs = SEQS, .histories = HISTORIES, .threads = FUZZ_THREADS,
-                      .isa = RT_ISA_scalar, .pool = 0};
-  must(rt_engine_new(&plan, &limits, &e, &st) == RT_OK || (e == NULL && st.message[0]));
-  return (made){e, window, n_ops, n_groups};
+  return started(&plan, window);
 }
 
 /* ---- a batch ---- */
