@@ -1,5 +1,5 @@
-"""DeepSeek V2 and V3 against `transformers`: random models through their own names and through a GGUF file, routing that varies,
-and every way to get the family wrong."""
+"""DeepSeek V2 and V3, and GLM-4 MoE Lite, against `transformers`: random models through their own names, a folder and a GGUF file,
+routing that varies, and every way to get the family wrong."""
 from __future__ import annotations
 
 import json
@@ -44,13 +44,18 @@ SHAPE = dict(vocab_size=211, hidden_size=96, intermediate_size=160, moe_intermed
              kv_lora_rank=32, q_lora_rank=48, qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=16, n_group=4, topk_group=2,
              first_k_dense_replace=1, max_position_embeddings=256, routed_scaling_factor=1.7, tie_word_embeddings=False,
              rope_parameters=YARN, attn_implementation="eager", pad_token_id=0, bos_token_id=None, eos_token_id=None)
-MODELS: dict[str, tuple[str, dict[str, object]]] = {
-    "v2": ("V2", dict(topk_method="group_limited_greedy")),
-    "v2 lite": ("V2", dict(q_lora_rank=None, topk_method="greedy", num_attention_heads=3, num_key_value_heads=3, v_head_dim=32,
-                           rope_parameters={"rope_type": "default", "rope_theta": 1e3}, routed_scaling_factor=1.0)),
-    "v3": ("V3", {}),
-    "v3 of halves": ("V3", dict(rope_interleave=False, first_k_dense_replace=0, n_group=1, topk_group=1, norm_topk_prob=False,
-                                kv_lora_rank=48, num_hidden_layers=2)),
+MODELS: dict[str, tuple[str, dict[str, object]]] = {     # transformers' class, fields
+    "v2": ("DeepseekV2", dict(topk_method="group_limited_greedy")),
+    "v2 lite": ("DeepseekV2", dict(
+        q_lora_rank=None, topk_method="greedy", num_attention_heads=3, num_key_value_heads=3, v_head_dim=32,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e3}, routed_scaling_factor=1.0)),
+    "v3": ("DeepseekV3", {}),
+    "v3 of halves": ("DeepseekV3", dict(
+        rope_interleave=False, first_k_dense_replace=0, n_group=1, topk_group=1, norm_topk_prob=False, kv_lora_rank=48,
+        num_hidden_layers=2)),
+    "glm4 lite": ("Glm4MoeLite", dict(
+        rms_norm_eps=1e-3, mlp_layer_types=["dense", "sparse", "sparse"],
+        rope_parameters={"rope_type": "default", "rope_theta": 1e3})),
 }
 
 
@@ -66,8 +71,8 @@ def one_thread():
 def hugging_face(which: str, seed: int = 3) -> torch.nn.Module:
     """A random one: scores and router logits of several, so that angles, biases and groups show."""
     generation, fields = MODELS[which]
-    config = getattr(transformers, f"Deepseek{generation}Config")(**{**SHAPE, **fields})
-    model = getattr(transformers, f"Deepseek{generation}ForCausalLM")(config)
+    config = getattr(transformers, f"{generation}Config")(**{**SHAPE, **fields})
+    model = getattr(transformers, f"{generation}ForCausalLM")(config)
     for name, bias in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             bias.copy_(torch.from_numpy(np.random.default_rng(seed).standard_normal(len(bias)) * 0.3))
@@ -273,16 +278,16 @@ def test_config_json_says_what_the_model_is(second: Family, third: Family) -> No
     assert config_of(third.reference).experts == other
 
 
-@pytest.mark.parametrize("generation", ["V2", "V3"])
-def test_what_config_json_leaves_out_is_as_in_transformers(generation: str) -> None:
+@pytest.mark.parametrize("kind", deepseek_v2.MODEL_TYPES)
+def test_what_config_json_leaves_out_is_as_in_transformers(kind: str) -> None:
     """But for V2's default of 1407 numbers an expert, which no model has, and how many a token meets, which it does not say."""
-    more = dict(moe_intermediate_size=1408, num_experts_per_tok=6) if generation == "V2" else {}
-    said = getattr(transformers, f"Deepseek{generation}Config")(**more)
+    more = dict(moe_intermediate_size=1408, num_experts_per_tok=6) if kind == "deepseek_v2" else {}
+    said = transformers.AutoConfig.for_model(kind, **more)
     whole = deepseek_v2.from_hf(Metadata(said.to_dict(), "config.json"), {})
-    kind = {"model_type": f"deepseek_{generation.lower()}"}
-    assert deepseek_v2.from_hf(Metadata({**kind, **more}, "config.json"), {}) == whole
-    bare = deepseek_v2.from_hf(Metadata({**kind, **more, "q_lora_rank": None}, "config.json"), {})
-    assert whole.latent is not None and whole.latent.q_rank == 1536 and bare.latent == replace(whole.latent, q_rank=0)
+    assert deepseek_v2.from_hf(Metadata({"model_type": kind, **more}, "config.json"), {}) == whole
+    bare = deepseek_v2.from_hf(Metadata({"model_type": kind, **more, "q_lora_rank": None}, "config.json"), {})
+    assert whole.latent is not None and whole.latent.q_rank == said.q_lora_rank > 0
+    assert bare.latent == replace(whole.latent, q_rank=0)
 
 
 @pytest.mark.parametrize("factor, beta, mscale, all_dim, more", [
@@ -317,9 +322,13 @@ def test_yarn_equals_transformers(factor: float, beta: float, mscale: float | No
     ("v3", {"qk_rope_head_dim": 63}, "even"), ("v3", {"attention_bias": True}, "attention_bias"),
     ("v3", {"num_key_value_heads": 4}, "num_key_value_heads"), ("v3", {"moe_layer_freq": 2}, "moe_layer_freq"),
     ("v3", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "original_max_position"),
-    ("v3", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "dynamic")])
+    ("v3", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "dynamic"),
+    ("v3", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    ("glm", {"num_hidden_layers": 3, "mlp_layer_types": ["dense", "sparse", "dense"]}, "dense layers behind"),
+    ("glm", {"num_hidden_layers": 3, "mlp_layer_types": ["dense", "sparse"]}, "mlp_layer_types")])
 def test_bad_config_json(generation: str, fields: dict[str, object], says: str) -> None:
-    base = {"model_type": f"deepseek_{generation}", "moe_intermediate_size": 1408, "num_experts_per_tok": 8}
+    kind = "glm4_moe_lite" if generation == "glm" else f"deepseek_{generation}"
+    base = {"model_type": kind, "moe_intermediate_size": 1408, "num_experts_per_tok": 8}
     with pytest.raises(ModelInvalid, match=f"config.json.*{says}"):
         deepseek_v2.from_hf(Metadata(base | fields, "config.json"), {})
 

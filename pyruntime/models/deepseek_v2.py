@@ -1,11 +1,11 @@
-"""DeepSeek V2 and V3: latent attention over compressed keys and values, mixtures of experts beside shared ones (DeepSeek-AI
-2024).
+"""DeepSeek V2 and V3, GLM-4 MoE Lite: latent attention over compressed keys and values, mixtures of experts beside shared ones
+(DeepSeek-AI 2024).
 
 Attention is computed in latent space: W_uk takes each head's query there, W_uv takes its result back, and neither keys nor
 values of any head exist. What a token keeps is its normed latent and one rotated key. GGUF files hold W_uk turned
 (attn_k_b) and W_uv (attn_v_b); checkpoints hold both, head by head, in kv_b_proj. Rotated pairs are interleaved in both.
 
-V2 chooses by softmax, of groups by their best expert; V3 by sigmoids plus a bias, of groups by their two best.
+V2 chooses by softmax, of groups by their best expert; the others by sigmoids plus a bias, of groups by their two best.
 """
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ from ..recipe import ACTIVATIONS, Recipe, Taken, rope, yarn_factors, yarn_mscale
 from .llama import inverse_frequencies
 
 ARCHITECTURES = ("deepseek2",)
-MODEL_TYPES = ("deepseek_v2", "deepseek_v3")
+MODEL_TYPES = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
 HF_PREFIXES = ("model.",)
-#: Rotary buffers; the head of a tied model; V3's layer that predicts a second token, as no config says which one it is
-HF_SKIPPED = ("layers.*.self_attn.rotary_emb.inv_freq", "lm_head.weight", "layers.61.*")
+#: Rotary buffers; the head of a tied model; the layers of V3 and of GLM-4 that predict a second token, which no config tells
+HF_SKIPPED = ("layers.*.self_attn.rotary_emb.inv_freq", "lm_head.weight", "layers.61.*", "layers.47.*")
 CONFIG_TENSORS: tuple[str, ...] = ()
 EXPERTS_MAX, RANK_MAX = 2048, 1 << 14
 
@@ -123,69 +123,89 @@ def _halves(config: ModelConfig, tensor: str) -> dict[str, Taken]:
             "v": Taken(tensor, rows=(latent.keys, block), every=block)}
 
 
+#: What `transformers` takes a config.json to mean where it says nothing.
+_USUAL: dict[str, object] = {
+    "attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "tie_word_embeddings": False, "kv_lora_rank": 512,
+    "q_lora_rank": 1536, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128, "rms_norm_eps": 1e-6,
+    "moe_layer_freq": 1, "rope_interleave": True}
+USUAL: Mapping[str, Mapping[str, object]] = {
+    "deepseek_v2": _USUAL | {
+        "num_hidden_layers": 32, "num_attention_heads": 32, "hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 102400,
+        "max_position_embeddings": 2048, "first_k_dense_replace": 0, "n_routed_experts": 64, "moe_intermediate_size": 1407,
+        "n_shared_experts": 2, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0, "norm_topk_prob": False},
+    "deepseek_v3": _USUAL | {
+        "num_hidden_layers": 61, "num_attention_heads": 128, "hidden_size": 7168, "intermediate_size": 18432, "vocab_size": 129280,
+        "max_position_embeddings": 4096, "first_k_dense_replace": 3, "n_routed_experts": 256, "moe_intermediate_size": 2048,
+        "n_shared_experts": 1, "n_group": 8, "topk_group": 4, "num_experts_per_tok": 8, "routed_scaling_factor": 2.5,
+        "norm_topk_prob": True},
+    "glm4_moe_lite": _USUAL | {
+        "num_hidden_layers": 47, "num_attention_heads": 20, "hidden_size": 2048, "intermediate_size": 10240, "vocab_size": 154880,
+        "max_position_embeddings": 202752, "rms_norm_eps": 1e-5, "q_lora_rank": 768, "qk_nope_head_dim": 192, "v_head_dim": 256,
+        "n_routed_experts": 64, "moe_intermediate_size": 1536, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
+        "num_experts_per_tok": 4, "routed_scaling_factor": 1.8, "norm_topk_prob": True},
+}
+
+
 def from_hf(meta: Metadata, tensors: Mapping[str, tuple[int, ...]]) -> ModelConfig:
     """Config from config.json. What it leaves out is as in `transformers`."""
-    third = meta.text("model_type") == "deepseek_v3"
-    for name in ("attention_bias", "mlp_bias"):
-        if meta.flag(name, False):
-            raise ModelInvalid(f"{meta.file}: metadata '{name}' is set; that is not supported")
-    layers = meta.integer("num_hidden_layers", 1, LAYERS_MAX, 61 if third else 32)
-    heads = meta.integer("num_attention_heads", 1, HEADS_MAX, 128 if third else 32)
-    meta.integer("num_key_value_heads", heads, heads, heads)
+    kind = meta.choice("model_type", {name: name for name in MODEL_TYPES})
     no_rank = "q_lora_rank" in meta.values and meta.values["q_lora_rank"] is None    # said to be none, unlike one left out
-    turned = meta.integer("qk_rope_head_dim", 2, 1024, 64)
-    latent = Latent(rank=meta.integer("kv_lora_rank", 1, RANK_MAX, 512), rope=turned,
-                    q_rank=0 if no_rank else meta.integer("q_lora_rank", 1, RANK_MAX, 1536),
-                    keys=meta.integer("qk_nope_head_dim", 1, 1024, 128), values=meta.integer("v_head_dim", 1, 1024, 128))
+    meta = Metadata({**USUAL[kind], **{key: value for key, value in meta.values.items() if value is not None}}, meta.file)
+    for name in ("attention_bias", "mlp_bias"):
+        if meta.flag(name):
+            raise ModelInvalid(f"{meta.file}: metadata '{name}' is set; that is not supported")
+    layers = meta.integer("num_hidden_layers", 1, LAYERS_MAX)
+    heads = meta.integer("num_attention_heads", 1, HEADS_MAX)
+    meta.integer("num_key_value_heads", heads, heads, heads)
+    turned = meta.integer("qk_rope_head_dim", 2, 1024)
+    latent = Latent(rank=meta.integer("kv_lora_rank", 1, RANK_MAX), rope=turned,
+                    q_rank=0 if no_rank else meta.integer("q_lora_rank", 1, RANK_MAX),
+                    keys=meta.integer("qk_nope_head_dim", 1, 1024), values=meta.integer("v_head_dim", 1, 1024))
     theta, scaling = rope(meta, turned)
     parameters = meta.inside("rope_parameters" if meta.inside("rope_parameters").values else "rope_scaling")
+    parameters.real("partial_rotary_factor", 1.0, 1.0, 1.0)
     sharper = yarn_mscale(scaling.factor, parameters.real("mscale_all_dim", 0.0, 1e2, 0.0)) if scaling.kind != "none" else 1.0
     return _checked(meta, ModelConfig(
-        family="deepseek_v2", layers=layers, width=meta.integer("hidden_size", 1, WIDTH_MAX, 7168 if third else 4096), heads=heads,
-        kv_heads=1, head_dim=latent.rank + turned,
-        hidden=meta.integer("intermediate_size", 1, WIDTH_MAX * 8, 18432 if third else 11008),
-        vocab=meta.integer("vocab_size", 1, VOCAB_MAX, 129280 if third else 102400),
-        context=meta.integer("max_position_embeddings", 1, CONTEXT_MAX, 4096 if third else 2048),
-        eps=meta.real("rms_norm_eps", 0.0, 1.0, 1e-6), rope_theta=theta, rope_dims=turned,
-        rope_interleaved=meta.flag("rope_interleave", True) if third else True, rope_scaling=scaling,
-        tied=meta.flag("tie_word_embeddings", False), activation=meta.choice("hidden_act", ACTIVATIONS, "silu"),
-        query_scale=(latent.keys + turned) ** -0.5 * sharper**2, latent=latent,
-        experts=(_third_experts if third else _second_experts)(meta, layers)))
+        family="deepseek_v2", layers=layers, width=meta.integer("hidden_size", 1, WIDTH_MAX), heads=heads, kv_heads=1,
+        head_dim=latent.rank + turned, hidden=meta.integer("intermediate_size", 1, WIDTH_MAX * 8),
+        vocab=meta.integer("vocab_size", 1, VOCAB_MAX), context=meta.integer("max_position_embeddings", 1, CONTEXT_MAX),
+        eps=meta.real("rms_norm_eps", 0.0, 1.0), rope_theta=theta, rope_dims=turned,
+        rope_interleaved=kind == "deepseek_v2" or meta.flag("rope_interleave"), rope_scaling=scaling,
+        tied=meta.flag("tie_word_embeddings"), activation=meta.choice("hidden_act", ACTIVATIONS),
+        query_scale=(latent.keys + turned) ** -0.5 * sharper**2, latent=latent, experts=_experts(meta, kind, layers)))
 
 
-def _second_experts(meta: Metadata, layers: int) -> Experts | None:
-    """V2: softmax; of groups, where they limit, by their best expert."""
-    if meta.flag("norm_topk_prob", False):
-        raise ModelInvalid(f"{meta.file}: metadata 'norm_topk_prob' is set; DeepSeek V2's weights are scaled, never normalized")
-    meta.choice("scoring_func", {"softmax": "softmax"}, "softmax")
-    limited = meta.choice("topk_method", {"greedy": "", "group_limited_greedy": "groups"}, "greedy")
-    return _experts(meta, layers, first=0, count=64, hidden=1407, shared=2, limited=bool(limited), scale=1.0, group_best=1)
-
-
-def _third_experts(meta: Metadata, layers: int) -> Experts | None:
-    """V3: sigmoids and a bias; of groups by their two best."""
-    meta.choice("scoring_func", {"sigmoid": "sigmoid"}, "sigmoid")
-    meta.choice("topk_method", {"noaux_tc": "noaux_tc"}, "noaux_tc")
-    return _experts(meta, layers, first=3, count=256, hidden=2048, shared=1, limited=True, scale=2.5, group_best=2, sigmoid=True,
-                    biased=True, normalize=meta.flag("norm_topk_prob", True))
-
-
-def _experts(meta: Metadata, layers: int, *, first: int, count: int, hidden: int, shared: int, limited: bool, scale: float,
-             group_best: int, **more: bool) -> Experts | None:
-    """What both generations' configs hold, the numbers being those they mean where they say none."""
-    third = group_best == 2
-    meta.integer("moe_layer_freq", 1, 1, 1)
-    dense = meta.integer("first_k_dense_replace", 0, LAYERS_MAX, first)
+def _experts(meta: Metadata, kind: str, layers: int) -> Experts | None:
+    """V2: softmax; of groups, where they limit, by their best expert. Others: sigmoids and a bias; of groups by their two best."""
+    second = kind == "deepseek_v2"
+    meta.integer("moe_layer_freq", 1, 1)
+    dense = _dense(meta, layers) if kind == "glm4_moe_lite" else meta.integer("first_k_dense_replace", 0, LAYERS_MAX)
     if dense >= layers:
         return None
-    count = meta.integer("n_routed_experts", 1, EXPERTS_MAX, count)
-    hidden = meta.integer("moe_intermediate_size", 1, WIDTH_MAX, hidden)
-    groups = meta.integer("n_group", 1, count, 8 if third else 1) if limited else 1
+    scoring = "softmax" if second else "sigmoid"
+    meta.choice("scoring_func", {scoring: scoring}, scoring)
+    methods = {"greedy": "", "group_limited_greedy": "groups"} if second else {"noaux_tc": "groups"}
+    limited = meta.choice("topk_method", methods, next(iter(methods)))
+    if second and meta.flag("norm_topk_prob"):
+        raise ModelInvalid(f"{meta.file}: metadata 'norm_topk_prob' is set; DeepSeek V2's weights are scaled, never normalized")
+    count, hidden = meta.integer("n_routed_experts", 1, EXPERTS_MAX), meta.integer("moe_intermediate_size", 1, WIDTH_MAX)
+    groups = meta.integer("n_group", 1, count) if limited else 1
     return Experts(
-        count, meta.integer("num_experts_per_tok", 1, count, 8 if third else None), hidden,
-        shared=hidden * meta.integer("n_shared_experts", 0, 1024, shared), dense=dense, groups=groups,
-        groups_kept=meta.integer("topk_group", 1, groups, 4 if third else 1) if limited else 1, group_best=group_best,
-        scale=meta.real("routed_scaling_factor", 0.0, 1e3, scale), **more)
+        count, meta.integer("num_experts_per_tok", 1, count), hidden, shared=hidden * meta.integer("n_shared_experts", 0, 1024),
+        dense=dense, sigmoid=not second, biased=not second, groups=groups,
+        groups_kept=meta.integer("topk_group", 1, groups) if limited else 1, group_best=1 if second else 2,
+        normalize=meta.flag("norm_topk_prob"), scale=meta.real("routed_scaling_factor", 0.0, 1e3))
+
+
+def _dense(meta: Metadata, layers: int) -> int:
+    """How many layers of GLM-4's list are dense: they come first."""
+    if "mlp_layer_types" not in meta.values:
+        return 1
+    kinds = meta.choices("mlp_layer_types", {"dense": "dense", "sparse": "sparse"}, layers)
+    dense = kinds.count("dense")
+    if "sparse" in kinds[:dense]:
+        raise ModelInvalid(f"{meta.file}: metadata 'mlp_layer_types' has dense layers behind mixtures; that is not supported")
+    return dense
 
 
 def _checked(meta: Metadata, config: ModelConfig) -> ModelConfig:
