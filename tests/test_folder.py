@@ -453,6 +453,9 @@ def test_the_commands_take_folders(tmp_path: Path) -> None:
     assert code == 0 and "safetensors" in out and "model.layers.0.mlp.up_proj.weight" in out, err
     code, out, _ = say("tokenize", str(folder), "Hello world", "--json")
     assert code == 0 and json.loads(out)["text"] == "Hello world"
+    (tmp_path / "text").write_text("the world and the world on that hell")
+    code, out, err = say("perplexity", str(folder), "--file", str(tmp_path / "text"), "--quantize", "q8_0", "--json")
+    assert code == 0 and json.loads(out)["perplexity"] > 1, err
     bare = tiny_folder(tmp_path / "bare", tokenizer=False)
     for words in (("run", str(bare), "Hello"), ("tokenize", str(bare), "Hello")):
         code, _, err = say(*words)

@@ -31,18 +31,20 @@ def test_nothing_is_found(target: str, sanitizer: str, tmp_path: Path) -> None:
     assert found.runs == RUNS[target, sanitizer] and found.edges > 300
 
 
-def test_a_fault_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver itself: without one check of the reader it reports within the same runs, and keeps the input."""
+@pytest.mark.parametrize("target, check, without", [
+    ("gguf", "  if (length > most || !left(file, *at, length))\n", "  if (length > most)\n"),
+    ("safetensors", "return p->at < p->end ?", "return p->at <= p->end ?")], ids=["gguf", "safetensors"])
+def test_a_fault_is_found(target: str, check: str, without: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver itself: without one check of a reader it reports within the same runs, and keeps the input."""
     if fuzz.compiler() is None:
         pytest.skip("gcc is not installed")
-    source = (fuzz.CSRC / "load/gguf.c").read_text()
-    check = "  if (length > most || !left(file, *at, length))\n"
+    source = (fuzz.CSRC / f"load/{target}.c").read_text()
     assert check in source
     (tmp_path / "load").mkdir()
-    (tmp_path / "load/gguf.c").write_text(source.replace(check, "  if (length > most)\n"))
+    (tmp_path / f"load/{target}.c").write_text(source.replace(check, without))
     monkeypatch.setattr(fuzz, "FLAGS", [f"-I{tmp_path}", *fuzz.FLAGS])
-    found = fuzz.fuzz(fuzz.build("gguf", tmp_path), "gguf", RUNS["gguf", "address"], timeout=600)
-    assert "AddressSanitizer" in found.report and (tmp_path / "crash-gguf").stat().st_size > 0
+    found = fuzz.fuzz(fuzz.build(target, tmp_path), target, RUNS[target, "address"], timeout=600)
+    assert "AddressSanitizer" in found.report and (tmp_path / f"crash-{target}").stat().st_size > 0
 
 
 @pytest.mark.parametrize("target", fuzz.TARGETS)

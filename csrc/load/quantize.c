@@ -63,13 +63,14 @@ static bool quantize_bf16(const float *restrict x, uint8_t *restrict block) {
 
 static bool quantize_q8_0(const float *restrict x, uint8_t *restrict block) {
   float most = 0;
+  if (!all_finite(x, 32)) return false;
   for (int i = 0; i < 32; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
   float d = most / 127, id = inverse(d);
   for (int i = 0; i < 32; i++) { /* halves away from zero */
     float a = fabsf(x[i] * id), whole = (float)(int)a, rounded = whole + (float)(int)(2 * (a - whole));
     block[2 + i] = (uint8_t)(int8_t)(x[i] < 0 ? -rounded : rounded);
   }
-  return put_half(block, d) && all_finite(x, 32);
+  return put_half(block, d);
 }
 
 static void put_nibbles(uint8_t *at, const uint8_t *restrict n /* [32] */) {
@@ -95,16 +96,17 @@ static float round_signed(const float *restrict x, int half, uint8_t *restrict n
   return d;
 }
 
-/* From the least value up: 0..top. */
+/* From the least value up: 0..top; n stays as it was when the range is beyond a float. */
 static float round_from_least(const float *restrict x, int top, uint8_t *restrict n, float *least) {
   float low = x[0], high = x[0];
   for (int i = 1; i < 32; i++) low = x[i] < low ? x[i] : low, high = x[i] > high ? x[i] : high;
-  float d = (high - low) / (float)top, id = isfinite(d) ? inverse(d) : 0.0f;
+  float d = (high - low) / (float)top, id = inverse(d);
+  *least = low;
+  if (!isfinite(d)) return d;
   for (int i = 0; i < 32; i++) {
     int q = (int)((x[i] - low) * id + 0.5f);
     n[i] = (uint8_t)(q > top ? top : q);
   }
-  *least = low;
   return d;
 }
 
@@ -176,7 +178,8 @@ static double error_of_ranged(const float *restrict x, const ranged *r) {
 
 static float through_half(float x) { return rt_f16_to_f32(rt_f32_to_f16(x)); }
 
-/* Each sub-block by its own range, the scales by the largest: the twin's bits (pyruntime/quant/r16.py). */
+/* Each sub-block by its own range, the scales by the largest: the twin's bits (pyruntime/quant/r16.py). Nothing but the two
+ * scales when they are beyond an f16. */
 static void range_plainly(const float *restrict x, int top, ranged *r) {
   float least[8], span[8], most = 0, lowest = 0;
   for (int s = 0; s < 8; s++) {
@@ -189,6 +192,7 @@ static void range_plainly(const float *restrict x, int top, ranged *r) {
     most = span[s] > most ? span[s] : most, lowest = low < lowest ? low : lowest;
   }
   r->d = through_half(most / 63), r->dmin = through_half(-lowest / 63);
+  if (!isfinite(r->d) || !isfinite(r->dmin)) return;
   float id = inverse(r->d), idmin = inverse(r->dmin);
   for (int s = 0; s < 8; s++) {
     r->scale[s] = (uint8_t)clamp(nearest(clamp(span[s] * id, 0, 64)), 0, 63);
@@ -331,9 +335,11 @@ static float furthest_of(const float *restrict x, int n) {
   return furthest;
 }
 
-/* Scales rounded over the one furthest from zero, which becomes -128; then the neighbours of each, where asked for. */
+/* Scales rounded over the one furthest from zero, which becomes -128; then the neighbours of each, where asked for. Nothing but
+ * the scale over all when that is beyond an f16. */
 static void settle_scaled(const float *restrict x, const float *restrict wanted /* [16] */, int neighbours, scaled *r) {
   r->d = through_half(furthest_of(wanted, 16) / -128);
+  if (!isfinite(r->d)) return;
   float id = inverse(r->d);
   for (int s = 0; s < 16; s++) {
     int a = (int)clamp(nearest(clamp(wanted[s] * id, -200, 200)), -128, 127);
