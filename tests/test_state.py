@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hybrid_plans import mamba_and_gemma, mamba_and_llama
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from reference_models import native_backend, random_values, stored
@@ -21,10 +21,11 @@ from test_windows import WINDOW
 from tiny_model import write_tiny_mamba
 
 from pyruntime import LLM, SamplingParams
+from pyruntime import plan as p
 from pyruntime.backends.torch import TorchBackend
 from pyruntime.client import Client
 from pyruntime.engine.scheduler import Scheduler, Sequence
-from pyruntime.errors import FieldInvalid
+from pyruntime.errors import FieldInvalid, ModelInvalid
 from pyruntime.loading import _plan_memory, open_model, page_bytes, state_bytes
 from pyruntime.models import mamba2
 from pyruntime.plan import PAGE_TOKENS, Plan
@@ -375,3 +376,82 @@ def test_bench_measures_states(tiny_mamba: Path) -> None:
                             batches=(2,), depths=(40,))
     facts = measure.measure(str(tiny_mamba), {"threads": 1}, wanted)
     assert facts["kv_bytes_per_token"] == 0 and len(facts["decode"]["each"]) >= 1
+
+
+# ---- plans that do not hold together ----
+
+def with_op(kind: type, **fields: object):
+    return lambda plan: replace(plan, ops=tuple(replace(op, **fields) if isinstance(op, kind) else op for op in plan.ops))
+
+
+def with_group(index: int, **fields: object):
+    return lambda plan: replace(plan, groups=tuple(replace(g, **fields) if i == index else g for i, g in enumerate(plan.groups)))
+
+
+def with_slot(name: str, width: int):
+    return lambda plan: replace(plan, slots=tuple(replace(s, width=width) if s.name == name else s for s in plan.slots))
+
+
+BAD_PLANS = {
+    "one tap": with_op(p.Conv, taps=1), "seventeen taps": with_op(p.Conv, taps=17), "three taps": with_op(p.Conv, taps=3),
+    "activation unknown": with_op(p.Conv, activation=3), "activation below none": with_op(p.Conv, activation=-2),
+    "convolved in place": with_op(p.Conv, out="zxbcdt"), "channels past the row": with_op(p.Conv, first=103),
+    "channels before the row": with_op(p.Conv, first=-1), "channels of another kernel": with_op(p.Conv, weight="blk.0.ssm_a"),
+    "bias of another width": with_op(p.Conv, bias="blk.0.ssm_d"), "convolved in a scan's state": with_op(p.Conv, group="scan"),
+    "state past the group": with_op(p.Conv, layer=2), "state before the group": with_op(p.Scan, layer=-1),
+    "one state for two convolutions": with_op(p.Conv, layer=0), "one state for two scans": with_op(p.Scan, layer=1),
+    "scan in a convolution's state": with_op(p.Scan, group="conv"), "no heads": with_op(p.Scan, heads=0),
+    "uneven heads": with_op(p.Scan, heads=5), "other heads": with_op(p.Scan, heads=3), "no groups": with_op(p.Scan, groups=0),
+    "uneven groups": with_op(p.Scan, groups=4), "other groups": with_op(p.Scan, groups=3), "no numbers": with_op(p.Scan, numbers=0),
+    "other numbers": with_op(p.Scan, numbers=15), "numbers enormous": with_op(p.Scan, numbers=2**31 - 1),
+    "scanned in place": with_op(p.Scan, out="xbc"), "steps past the row": with_op(p.Scan, first=257),
+    "steps enormous": with_op(p.Scan, first=2**31 - 1), "limits crossed": with_op(p.Scan, dt_min=1.0, dt_max=0.5),
+    "limit not a number": with_op(p.Scan, dt_max=float("nan")), "limit below zero": with_op(p.Scan, dt_min=-1.0),
+    "a of another width": with_op(p.Scan, a="output_norm.weight"), "d a matrix": with_op(p.Scan, d="token_embd.weight"),
+    "no parts": with_op(p.GatedNorm, groups=0), "uneven parts": with_op(p.GatedNorm, groups=7),
+    "gate past the row": with_op(p.GatedNorm, first=200), "gate written": with_op(p.GatedNorm, gate="y"),
+    "gate neither first nor last": with_op(p.GatedNorm, gate_last=2),
+    "norm of another width": with_op(p.GatedNorm, norm="blk.0.ssm_d"),
+    "epsilon not finite": with_op(p.GatedNorm, eps=float("inf")), "normed into another width": with_op(p.GatedNorm, out="x"),
+    "states of one layer": with_group(0, layers=1), "states of no layers": with_group(1, layers=0),
+    "states narrow": with_group(0, width=479), "states wide": with_group(1, width=1537),
+    "states of no width": with_group(1, width=0),
+    "states enormous": with_group(1, layers=4096, width=2**28), "states that are pages": with_group(0, kind="paged"),
+    "pages of no heads": with_group(1, kind="paged", head_dim=16), "channels narrow": with_slot("xbc", 159),
+    "inner width narrow": with_slot("y", 95), "projection narrow": with_slot("zxbcdt", 261),
+}
+
+
+@pytest.mark.parametrize("what", BAD_PLANS)
+def test_a_plan_that_does_not_hold_together_is_refused(what: str) -> None:
+    with pytest.raises((FieldInvalid, ModelInvalid, MemoryError)) as error:
+        native_backend(BAD_PLANS[what](PLANS["mamba"]), weights("mamba"), pages=2, **SIZES)
+    assert "\n" not in str(error.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_words_of_a_recurrent_plan_crash(data: st.DataObject) -> None:
+    """Any words of its ops, slots or groups changed: plan or batch refused with one line, or run safely."""
+    from pyruntime._core import _engine
+    from pyruntime.backends import native as words
+
+    plan = PLANS["mamba"]
+    tables = {"ops": words._words(plan), "slots": np.array([(s.width, s.per_row) for s in plan.slots], np.int32),
+              "groups": np.array([words._group(g, 2) for g in plan.groups], np.int32)}
+    odd = st.one_of(st.integers(0, 20), st.sampled_from([2**32 - 1, 2**31, 2**31 - 1, 48, 96, 160, 480, 1536, 2**24, 0x7FC00000]))
+    recurrent = [i for i, op in enumerate(plan.ops) if isinstance(op, (p.Conv, p.Scan, p.GatedNorm))]
+    for _ in range(data.draw(st.integers(1, 3))):
+        name = data.draw(st.sampled_from(["ops", "ops", "ops", "slots", "groups"]))
+        table = tables[name].view(np.uint32)
+        row = data.draw(st.sampled_from(recurrent)) if name == "ops" else data.draw(st.integers(0, len(table) - 1))
+        table[row, data.draw(st.integers(0, min(table.shape[1], 16) - 1))] = data.draw(odd)
+    assume(all(g[1] * max(g[2] * g[3], g[7]) * max(g[8], 1) < 2**26 for g in tables["groups"].tolist()))
+    try:
+        engine = _engine.Engine(
+            tables["ops"], tables["slots"], list(weights("mamba")), tables["groups"], [], plan.vocab, plan.width, max_tokens=16,
+            max_rows=4, max_seqs=4, histories=1, threads=1, isa=0, pool=0, prompt_path=0, generated_path=0)
+        for at, n in ((0, 5), (5, 1)):
+            engine.run(Batch.build([(list(range(n)), at, at), ([1], 0, 0)], tables=[[[0], [1]]] * 2), 0, len(plan.ops))
+    except (FieldInvalid, ModelInvalid, MemoryError) as error:
+        assert "\n" not in str(error)
