@@ -14,7 +14,7 @@ from .cache.pages import Span, pages_for
 from .config import Metadata, ModelConfig
 from .engine.engine import Engine
 from .errors import FieldInvalid, ModelInvalid
-from .plan import PAGE_TOKENS, CacheGroup, Plan
+from .plan import PAGE_TOKENS, CacheGroup, EachLinear, Experts, Plan
 from .store import recommended, resolve
 from .tokenizer import Tokenizer
 from .types import SamplingParams
@@ -207,6 +207,14 @@ def _pages(plan: Plan, context: int, kv_tokens: int, max_running: int, chunk: in
                  for g, n in zip(plan.groups, most, strict=True))
 
 
+def _activations(plan: Plan, tokens: int, rows: int) -> int:
+    """Bytes of slots, and of what the widest op whose tokens meet several matrices rounds for each: about 9 a number."""
+    k = {w.name: w.k for w in plan.weights}
+    pairs = [op.parts * k[op.weight if isinstance(op, EachLinear) else op.gate] for op in plan.ops
+             if isinstance(op, (EachLinear, Experts))]
+    return sum(4 * s.width * (rows if s.per_row else tokens) for s in plan.slots) + 9 * tokens * max(pairs, default=0)
+
+
 def _plan_memory(plan: Plan, weights: Weights, context: int, kv_tokens: int | None, max_running: int, chunk: int) -> MemoryPlan:
     """How much cache there is room for; FieldInvalid when what was asked for does not fit."""
     available, all_tokens = available_memory(), context * max_running
@@ -220,8 +228,7 @@ def _plan_memory(plan: Plan, weights: Weights, context: int, kv_tokens: int | No
         left = max(0, available // 2 - cache(all_tokens, lambda g: g.kind == "state" or g.window > 0))
         kv_tokens = max(PAGE_TOKENS, min(all_tokens, left // growing * PAGE_TOKENS if growing else all_tokens))
     kv_tokens = pages_for(kv_tokens) * PAGE_TOKENS
-    rows = max(64, max_running)
-    activations = sum(4 * s.width * (rows if s.per_row else chunk + max_running) for s in plan.slots)
+    activations = _activations(plan, chunk + max_running, max(64, max_running))
     if cache(kv_tokens) + activations > available:
         raise FieldInvalid(
             f"a cache of {kv_tokens} tokens takes {cache(kv_tokens) >> 20} MiB and activations {activations >> 20} MiB; "

@@ -528,6 +528,14 @@ def test_inspect_says_what_a_token_takes(folder: Path) -> None:
     assert (found["config"]["latent"]["rank"], found["config"]["experts"]["count"]) == (32, 8)
 
 
+def test_the_memory_plan_counts_what_each_expert_is_given(folder: Path) -> None:
+    """Three of a token's 96 numbers, rounded for each expert, are more than four of 32 for each head."""
+    model = open_model(folder, kv_tokens=64, chunk=100, max_running=4)
+    slots = sum(4 * s.width * (64 if s.per_row else 104) for s in model.plan.slots)
+    assert model.memory.activations == slots + 104 * 3 * 96 * 9
+    model.close()
+
+
 def test_kv_formats_of_rows(folder: Path) -> None:
     """One format for both; q8_0 where rows are whole blocks, which (32 + 16) are not."""
     with pytest.raises(FieldInvalid, match="one row for both"):
