@@ -9,10 +9,12 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from threading import Lock
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -23,6 +25,7 @@ from .._core import _weights
 from .._core._weights import SafetensorsFile, TensorInfo
 from ..config import Metadata, ModelConfig
 from ..errors import FieldInvalid, ModelInvalid, ModelNotFound
+from ..machine import cpus
 from ..models import hf_family
 from ..plan import Plan, Weight
 from ..recipe import Recipe, Taken
@@ -33,10 +36,8 @@ Bytes = NDArray[np.uint8]
 Bits = NDArray[Any]     # values as they stand, u8, u16 or u32
 
 FILES_MAX, JSON_BYTES = 1024, 64 << 20
-#: numbers turned into f32 at a time
-PIECE = 4 << 20
-#: as many numbers as one thread is done with before others have begun
-FEW = 1 << 18
+#: numbers a thread turns into f32 at a time
+PIECE = 1 << 20
 #: what --quantize takes, and what stands in where rows are no whole blocks of 256: a format of blocks of 32 no coarser
 QUANTIZE = {"q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1", "q5_0": "Q5_0", "q5_1": "Q5_1", "q4_k": "Q4_K", "q5_k": "Q5_K",
             "q6_k": "Q6_K"}
@@ -248,6 +249,7 @@ class Part:
     rows: int
     k: int
     whole: Bits | None = None    # the tensor turned, while its weight is made
+    lock: Lock = field(default_factory=Lock)    # of `whole`
 
     @classmethod
     def of(cls, taken: Taken, model: FolderModel) -> Part:
@@ -309,10 +311,11 @@ class Part:
             row = self.k * self.size
             data = self.file.read(self.tensor.name, self.first + first * row, (last - first) * row)
             return data.view(kind).reshape(last - first, self.k)
-        if self.whole is None:
-            at, size, shape = self._stack
-            self.whole = self._turned(self.file.read(self.tensor.name, at, size).view(kind).reshape(shape))
-        return self.whole[first:last]
+        with self.lock:
+            if self.whole is None:
+                at, size, shape = self._stack
+                self.whole = self._turned(self.file.read(self.tensor.name, at, size).view(kind).reshape(shape))
+            return self.whole[first:last]
 
     def _turned(self, x: Bits) -> Bits:
         t = self.taken
@@ -325,10 +328,10 @@ class Part:
             x = (x.swapaxes(1, 2) if t.turn else x).reshape(self.rows, self.k)
         return x
 
-    def values(self, bits: Bits, threads: int) -> NDArray[np.float32]:
+    def values(self, bits: Bits) -> NDArray[np.float32]:
         """Rows in f32, changed as the recipe says."""
         flat = np.ascontiguousarray(bits).reshape(-1).view(np.uint8)
-        x = _weights.decode(self.format, len(bits), self.k, flat, threads)
+        x = _weights.decode(self.format, len(bits), self.k, flat)
         if self.taken.neg_exp:
             np.negative(np.exp(x, out=x), out=x)
         if self.taken.plus:
@@ -393,27 +396,48 @@ class FolderSource:
             return self.read(name)
         return part.file.raw(part.tensor.name)[part.first:part.first + part.rows * part.k * part.size]
 
-    def read(self, name: str, threads: int = 0) -> Bytes:
+    def read(self, name: str) -> Bytes:
         """A weight's blocks."""
-        blocks = [data for _, _, data in self._made(name, threads)]
-        return np.concatenate(blocks) if len(blocks) != 1 else blocks[0]
+        try:
+            if len(self.tensors[name].shape) == 1:
+                return np.concatenate([p.values(p.bits(0, p.rows)).reshape(-1) for p in self._parts[name]]).view(np.uint8)
+            return np.concatenate([self._piece(name, first, last) for first, last in self._steps(name)])
+        finally:
+            self._let_go(name)
 
     def pack(self, outs: Mapping[str, Bytes], threads: int = 0) -> None:
-        """Weights by name into their R16 bytes: plain ones side by side, the others one by one, each in pieces."""
+        """Weights by name into their R16 bytes: plain ones by C's threads, the others in pieces by ours. Those call C with one
+        thread each: a piece is too short a time for C's to come and go."""
         jobs: dict[int, list[tuple[str, int, int, int, Bytes]]] = {}
+        pieces: list[tuple[str, Bytes, int, int]] = []
         for name, out in outs.items():
             part = self._plain(name)
             if part is not None:
                 jobs.setdefault(id(part.file), []).append((part.tensor.name, part.first, part.rows, part.k, out))
-                continue
-            format, k = self._formats[name], self.tensors[name].shape[-1]
-            few = 1 if math.prod(self.tensors[name].shape) <= FEW else threads
-            for first, rows, blocks in self._made(name, threads):
-                at = first // 16 * _weights.packed_bytes(format, 16, k)
-                _weights.pack(format, rows, k, blocks, out[at:at + _weights.packed_bytes(format, rows, k)], few)
+            else:
+                pieces += [(name, out, first, last) for first, last in self._steps(name)]
         for file in self._model.files:
             if id(file) in jobs:
                 file.pack(jobs[id(file)], threads)
+        if pieces:
+            self._pack_pieces(pieces, threads or cpus())
+
+    def _pack_pieces(self, pieces: list[tuple[str, Bytes, int, int]], threads: int) -> None:
+        with ThreadPoolExecutor(min(threads, len(pieces))) as pool:
+            try:
+                futures = [pool.submit(self._pack_piece, *piece) for piece in pieces]
+                for (name, _, _, last), future in zip(pieces, futures, strict=True):
+                    future.result()
+                    if last == self.tensors[name].shape[0]:
+                        self._let_go(name)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _pack_piece(self, name: str, out: Bytes, first: int, last: int) -> None:
+        format, k = self._formats[name], self.tensors[name].shape[-1]
+        at, size = first // 16 * _weights.packed_bytes(format, 16, k), _weights.packed_bytes(format, last - first, k)
+        _weights.pack(format, last - first, k, self._piece(name, first, last), out[at:at + size], 1)
 
     def check(self) -> None:
         """ModelInvalid when a file changed since it was opened."""
@@ -426,36 +450,30 @@ class FolderSource:
             return parts[0]
         return None
 
-    def _made(self, name: str, threads: int) -> Iterator[tuple[int, int, Bytes]]:
-        """(first row, rows, blocks) of a weight, in pieces of whole groups of 16 rows."""
-        parts, format, shape = self._parts[name], self._formats[name], self.tensors[name].shape
-        threads = threads if math.prod(shape) > FEW else 1
-        try:
-            if len(shape) == 1:
-                flat = np.concatenate([p.values(p.bits(0, p.rows), threads).reshape(-1) for p in parts])
-                yield 0, len(flat), flat.view(np.uint8)
-                return
-            step = max(16, PIECE // shape[1] // 16 * 16)
-            for first in range(0, shape[0], step):
-                rows = min(step, shape[0] - first)
-                yield first, rows, self._piece(name, parts, format, first, first + rows, threads)
-        finally:
-            for part in parts:
-                part.whole = None
+    def _steps(self, name: str) -> list[tuple[int, int]]:
+        """A matrix's rows in pieces of whole groups of 16."""
+        rows, k = self.tensors[name].shape
+        step = max(16, PIECE // k // 16 * 16)
+        return [(first, min(first + step, rows)) for first in range(0, rows, step)]
 
-    def _piece(self, name: str, parts: list[Part], format: int, first: int, last: int, threads: int) -> Bytes:
+    def _let_go(self, name: str) -> None:
+        """Of tensors that were turned for a weight."""
+        for part in self._parts[name]:
+            part.whole = None
+
+    def _piece(self, name: str, first: int, last: int) -> Bytes:
         """Rows [first, last) of a matrix as blocks."""
-        taken, at = [], 0
-        for part in parts:
+        taken, at, format = [], 0, self._formats[name]
+        for part in self._parts[name]:
             low, high = max(first, at), min(last, at + part.rows)
             if low < high:
                 taken.append((part, part.bits(low - at, high - at)))
             at += part.rows
         if all(part.format == format and not part.changed for part, _ in taken):
             return np.concatenate([bits for _, bits in taken]).reshape(-1).view(np.uint8)
-        values = [part.values(bits, threads) for part, bits in taken]
+        values = [part.values(bits) for part, bits in taken]
         try:
-            return _weights.quantize(format, np.concatenate(values) if len(values) > 1 else values[0], threads)
+            return _weights.quantize(format, np.concatenate(values) if len(values) > 1 else values[0], 1)
         except ModelInvalid as error:
             raise ModelInvalid(f"{taken[0][0].file.path}: tensor {taken[0][0].tensor.name} holds {error}") from None
 
