@@ -457,6 +457,11 @@ def test_the_commands_take_folders(tmp_path: Path) -> None:
     code, out, err = say("perplexity", str(folder), "--file", str(tmp_path / "text"), "--quantize", "q8_0", "--json")
     assert code == 0 and json.loads(out)["perplexity"] > 1, err
     bare = tiny_folder(tmp_path / "bare", tokenizer=False)
+    code, out, err = say("run", str(bare), "--ids", "5, 6 7", "-n", "3", "--temperature", "0")
+    assert code == 0 and len(out.split()) == 3 and all(word.isdecimal() for word in out.split()), err
+    for wrong, told in ((("5 x7",), "'x7' is no token id"), (("5", "--chat"), "choose one"), (("99999999",), "99999999")):
+        code, _, err = say("run", str(bare), "--ids", *wrong, "-n", "3")
+        assert code == 2 and told in err and len(err.strip().splitlines()) == 1, err
     for words in (("run", str(bare), "Hello"), ("tokenize", str(bare), "Hello")):
         code, _, err = say(*words)
         assert code == 2 and "has no tokenizer" in err and len(err.strip().splitlines()) == 1

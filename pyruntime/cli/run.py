@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import FieldInvalid
 from .common import MODEL_OPTIONS, SAMPLING_OPTIONS, as_json, open_llm, options, sampling, say_json, text_argument
 
 if TYPE_CHECKING:
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
 @click.argument("prompt", required=False)
 @click.option("--chat", is_flag=True, help="The prompt is a user's message: put it through the model's chat template.")
 @click.option("--system", metavar="TEXT", help="A system message before it; implies --chat.")
+@click.option("--ids", is_flag=True, help="PROMPT is token ids, blanks or commas between them, and ids are what is printed: for a "
+              "model without a tokenizer.")
 @options(SAMPLING_OPTIONS)
 @click.option("--ignore-end", is_flag=True, help="Go on past the model's end token.")
 @click.option("--logprobs", type=int, metavar="N", help="With --json: each token's log-probability and the N best.")
 @click.option("--truncate", is_flag=True, help="Cut the beginning of a prompt that is longer than the context.")
 @options(MODEL_OPTIONS)
 @as_json
-def command(model: str, prompt: str | None, chat: bool, system: str | None, as_json: bool, truncate: bool,
+def command(model: str, prompt: str | None, chat: bool, system: str | None, ids: bool, as_json: bool, truncate: bool,
             **given: Any) -> None:
     """Complete PROMPT as it stands, or answer it with --chat; the text streams to stdout.
 
@@ -34,19 +37,22 @@ def command(model: str, prompt: str | None, chat: bool, system: str | None, as_j
       pyruntime run smollm2:135m "The capital of France is" -n 16 --temperature 0
       pyruntime run smollm2:135m --chat "Why is the sky blue?"
       pyruntime run ./folder "Once upon a time" --quantize q4_k
+      pyruntime run ./no-tokenizer --ids "15496 995" -n 8
       cat notes.txt | pyruntime run smollm2:135m --system "Summarize in one sentence." --json
     """
+    if ids and (chat or system is not None):
+        raise click.UsageError("--ids gives tokens, --chat and --system text; choose one")
     text = text_argument(prompt, "prompt")
     params = sampling(given, logprobs=given.pop("logprobs"), ignore_end=given.pop("ignore_end"))
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": text})
+    asked: Any = token_ids(text) if ids else messages if chat or messages[1:] else text
     with open_llm(model, given) as llm:
-        asked: Any = messages if chat or messages[1:] else text
         done = None
         with llm.stream(asked, params, truncate=truncate) as stream:
             for delta in stream:
                 if not as_json:
-                    click.echo(delta.text, nl=False)
+                    click.echo("".join(f"{token} " for token in delta.token_ids) if ids else delta.text, nl=False)
                     sys.stdout.flush()
                 done = delta.completion or done
     assert done is not None  # a stream ends with its completion, or raises
@@ -56,6 +62,15 @@ def command(model: str, prompt: str | None, chat: bool, system: str | None, as_j
         click.echo()
         if sys.stderr.isatty():
             click.secho(summary(done), err=True, dim=True)
+
+
+def token_ids(text: str) -> list[int]:
+    """Ids out of "15496 995" or "15496, 995"; FieldInvalid names what is none."""
+    words = text.replace(",", " ").split()
+    if wrong := [word for word in words if not (word.isascii() and word.isdecimal() and len(word) < 10)]:
+        raise FieldInvalid(f"prompt: '{wrong[0][:40]}' is no token id; --ids takes whole numbers with blanks or commas between them",
+                           field="prompt")
+    return [int(word) for word in words]
 
 
 def facts(done: Completion) -> dict[str, Any]:
