@@ -68,7 +68,7 @@ def token_ids(text: str) -> list[int]:
     """Ids out of "15496 995" or "15496, 995"; FieldInvalid names what is none."""
     words = text.replace(",", " ").split()
     if wrong := [word for word in words if not (word.isascii() and word.isdecimal() and len(word) < 10)]:
-        raise FieldInvalid(f"prompt: '{wrong[0][:40]}' is no token id; --ids takes whole numbers with blanks or commas between them",
+        raise FieldInvalid(f"prompt: '{wrong[0][:40]}' is no token id; --ids takes whole numbers, blanks or commas between them",
                            field="prompt")
     return [int(word) for word in words]
 
