@@ -6,6 +6,7 @@ Generated code runs on every protobuf from its generator's own version up, so th
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,17 +17,17 @@ PINNED = "1.68.1"
 INIT = '"""Generated from protos/ by protos/generate.py; names as in the proto files."""\n'
 
 
+def protoc(*outputs: str) -> None:
+    """The compiler over every proto file, in a process of its own: loaded into one with other C++ libraries it can end them."""
+    sources = sorted(str(p.relative_to(PROTOS)) for p in PROTOS.rglob("*.proto"))
+    if subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", *outputs, *sources]).returncode:
+        raise SystemExit("protoc failed; its messages stand above")
+
+
 def generate() -> dict[str, str]:
     """File name -> content of everything in pyruntime/server/pb."""
-    import grpc_tools
-    from grpc_tools import protoc
-
-    include = Path(grpc_tools.__file__).parent / "_proto"
-    sources = sorted(str(p.relative_to(PROTOS)) for p in PROTOS.rglob("*.proto"))
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [f"--{kind}_out={folder}" for kind in ("python", "pyi", "grpc_python")]
-        if protoc.main(["protoc", f"-I{PROTOS}", f"-I{include}", *outputs, *sources]):
-            raise SystemExit("protoc failed; its messages stand above")
+        protoc(*(f"--{kind}_out={folder}" for kind in ("python", "pyi", "grpc_python")))
         made = {p.name: package_relative(p.read_text()) for p in sorted(Path(folder).rglob("*.py*"))}
     # A file without a service still gets a file of stubs: leave it out.
     made = {name: text for name, text in made.items() if not name.endswith("_grpc.py") or "class " in text}
