@@ -4,7 +4,7 @@
 
 typedef uint64_t words __attribute__((vector_size(32)));
 
-enum { BLOCK = 256, AHEAD = 2048 }; /* bytes summed together; bytes between what is read and what is fetched */
+enum { BLOCK = 256, AHEAD = 8192 }; /* bytes summed together; bytes between what is read and what is fetched */
 
 uint64_t rt_limit_read(const uint8_t *restrict bytes, size_t n) {
   words sum[4] = {0};

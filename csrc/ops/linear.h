@@ -35,11 +35,21 @@ V_INLINE int32_t rt_sum_at(const rt_rows *x, int t, int k, int sub) {
   return sub == 16 ? sum[0] : sum[0] + sum[1];
 }
 
-/* Fetch `lines` cache lines RT_AHEAD behind p. In small portions, where the lines at p are read: a core waits when it has asked
- * for more than some twenty. */
-enum { RT_AHEAD = 3072 };
-V_INLINE void rt_prefetch(const uint8_t *p, int lines) {
-  for (int i = 0; i < lines; i++) __builtin_prefetch(p + RT_AHEAD + i * 64, 0, 3);
+/* Fetch `lines` cache lines behind p, in small portions, where the lines at p are read: a core waits when it has asked for more
+ * than some twenty. Its first cache takes no more at a time, each for all of memory's latency, so that most lines have to be
+ * brought by the processor's own foresight. Where products are quick (V_FAR), and that does not see through the order of
+ * reading (a tile's scales and four spans) or lines are read slowly (several tokens): further ahead, into the second cache. */
+enum { RT_AHEAD = 3072, RT_FAR_AHEAD = 8192 };
+#ifdef V_FAR
+#define RT_FAR(tile_k, m) ((m) > 1 || (tile_k) > RT_SPAN_K)
+#else
+#define RT_FAR(tile_k, m) 0
+#endif
+V_INLINE void rt_prefetch(const uint8_t *p, int lines, int far) {
+  for (int i = 0; i < lines; i++) {
+    if (far) __builtin_prefetch(p + RT_FAR_AHEAD + i * 64, 0, 2);
+    else __builtin_prefetch(p + RT_AHEAD + i * 64, 0, 3);
+  }
 }
 #define RT_LINES(bytes, parts) (((bytes) / (parts) + 63) / 64) /* of a part of a tile */
 
@@ -48,14 +58,14 @@ V_INLINE void rt_prefetch(const uint8_t *p, int lines) {
 #define RT_GROUP_FLOAT(name, tile_k, tile_bytes, sub, bits, offset)                                                   \
   V_INLINE void rt_one_##name(const uint8_t *restrict tile, const float *restrict x, v16f (*chain)[RT_AT_ONCE]) {     \
     for (int i = 0; i < tile_k; i++) {                                                                                \
-      if (i % 4 == 0) rt_prefetch(tile + i * (tile_bytes / tile_k), RT_LINES(tile_bytes, 16));                        \
+      if (i % 4 == 0) rt_prefetch(tile + i * (tile_bytes / tile_k), RT_LINES(tile_bytes, 16), RT_FAR(tile_k, 1));     \
       chain[i % 4][0] = v_fma(rt_row_##name(tile, i), v_set1(x[i]), chain[i % 4][0]);                                 \
     }                                                                                                                 \
   }                                                                                                                   \
   V_INLINE void rt_some_##name(const uint8_t *restrict tile, const rt_rows *x, int at, int m,                         \
                                v16f (*chain)[RT_AT_ONCE]) {                                                           \
     for (int c = 0; c < 4; c++) {                                                                                     \
-      rt_prefetch(tile + c * (tile_bytes / 4), RT_LINES(tile_bytes, 4));                                              \
+      rt_prefetch(tile + c * (tile_bytes / 4), RT_LINES(tile_bytes, 4), RT_FAR(tile_k, m));                           \
       v16f acc[RT_AT_ONCE];                                                                                           \
       for (int t = 0; t < m; t++) acc[t] = chain[c][t];                                                               \
       for (int i = c; i < tile_k; i += 4) {                                                                           \
@@ -88,7 +98,8 @@ V_INLINE void rt_prefetch(const uint8_t *p, int lines) {
     _Pragma("GCC unroll 8") for (int j = 0; j < STEPS; j++) {                                                         \
       v_sums_step(&sums, rt_step_##name(tile, span, c * STEPS + j), bits, j, x->q, x->high, x->low, at + j * 4, m);   \
       ahead = v_after(ahead, &sums, bits);                                                                            \
-      for (int l = j * LINES / STEPS; l < (j + 1) * LINES / STEPS; l++) rt_prefetch(ahead + l * 64, 1);               \
+      for (int l = j * LINES / STEPS; l < (j + 1) * LINES / STEPS; l++)                                               \
+        rt_prefetch(ahead + l * 64, 1, RT_FAR(tile_k, m));                                                            \
     }                                                                                                                 \
     v_sums_end(&sums, bits, STEPS, m, s);                                                                             \
   }                                                                                                                   \
@@ -146,7 +157,8 @@ V_INLINE void rt_fold_widened(const rt_widened *restrict w, const rt_rows *x, in
 
 #define RT_WIDE_BLOCK(name, tile_k, tile_bytes, sub, offset, with_least, FOLD)                                        \
   V_INLINE void rt_widen_##name(const uint8_t *restrict tile, int span, int at, rt_widened *restrict w) {             \
-    enum { SUBS = 64 / sub };                                                                                         \
+    enum { SUBS = 64 / sub, LINES = RT_LINES(tile_bytes, tile_k / 64) };                                              \
+    rt_prefetch(tile + span * (LINES * 64), LINES, RT_FAR(tile_k, RT_WIDE_FROM));                                     \
     _Pragma("GCC unroll 16") for (int j = 0; j < 16; j++) v_widen(rt_step_##name(tile, span, j), offset, w->u[at / 4 + j]); \
     for (int c = 0; c < SUBS; c++) {                                                                                  \
       v_store(w->scale[at / sub + c], rt_scale_##name(tile, span * SUBS + c));                                        \
@@ -160,7 +172,6 @@ V_INLINE void rt_fold_widened(const rt_widened *restrict w, const rt_rows *x, in
     for (int t = 0; t < m; t++) acc[t] = v_zero();                                                                    \
     for (int at = 0, n; at < k; at += RT_WIDE_K) {                                                                    \
       for (n = 0; n < RT_WIDE_K && at + n < k; n += 64) {                                                             \
-        rt_prefetch(tile, RT_LINES(tile_bytes, tile_k / 64));                                                         \
         rt_widen_##name(tile, n % tile_k / 64, n, &w);                                                                \
         tile += (n + 64) % tile_k == 0 ? tile_bytes : 0;                                                              \
       }                                                                                                               \

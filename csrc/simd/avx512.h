@@ -17,6 +17,7 @@ typedef __mmask16 v16m;
 
 #define V_ROWS 12 /* query rows that share a load in attention_tile */
 #define V_SUMS 16 /* sums that attention keeps in registers for one token */
+#define V_FAR     /* products outrun what the first cache can ask of memory: ops/linear.h fetches further ahead */
 
 V_INLINE v16f v_set1(float x) { return _mm512_set1_ps(x); }
 V_INLINE v16f v_zero(void) { return _mm512_setzero_ps(); }
