@@ -85,9 +85,12 @@ float *rt_engine_slot(rt_engine *e, int32_t slot);                /* [max_tokens
 const rt_sampled *rt_engine_sampled(rt_engine *e);                /* [max_rows] */
 uint8_t *rt_engine_page(rt_engine *e, int32_t group, int32_t page, size_t *bytes); /* one page's K and V of all layers */
 int32_t *rt_engine_seen(rt_engine *e, int32_t group, int32_t slot, int32_t *layers); /* tokens that a state has taken in, a layer */
-/* The op clock: off until asked for, and then two readings of the clock an op. Switching it on sets every sum to 0. */
+/* The op clock: off until asked for, and then two readings of the clock an op. Switching it on sets every sum to 0. Weights are
+ * counted by passes: each unit of work that takes a packed group of a matrix (in low-memory mode, its rows in the file) counts it
+ * once, however many tokens meet it there. EMBED's rows are not counted. */
 void rt_engine_clock(rt_engine *e, int32_t on);
 const int64_t *rt_engine_times(rt_engine *e); /* [n_ops + 1] nanoseconds each op took, summed over runs; last: checking batches */
+const int64_t *rt_engine_weights_read(rt_engine *e); /* [n_ops] bytes of weights each op took from memory, summed over runs */
 rt_code rt_engine_copy_page(rt_engine *e, int32_t group, int32_t from, int32_t to, rt_status *st);
 /* A state goes back to at most `length` tokens: it stays if it has seen no more, else it becomes the longest of the snapshots,
  * slots [n] that hold earlier states of the same tokens, that is no longer, else nothing. *left: tokens it then has. */

@@ -120,6 +120,26 @@ def equal_experts(isa: str) -> None:
     assert np.array_equal(native.slot("routes.0")[:, :3], np.tile([0, 1, 2], (20, 1)))
 
 
+def experts_read_once(isa: str) -> None:
+    """However many tokens chose them; with the bits of steps of few."""
+    plan, packed, _ = model("latent")
+    native = native_backend(plan, packed, pages=PAGES, max_tokens=320, threads=1, isa=isa, paths=("a16", "a16"))
+    last = next(i for i, op in enumerate(plan.ops) if isinstance(op, p.EachLinear) and op.routes)
+    experts, ids, out = plan.ops[last - 1], np.arange(320) % 61, []
+    assert isinstance(experts, p.Experts)
+    for n in (40, 320):
+        native.clock(True)
+        for at in range(0, 320, n):
+            batch = Batch.build([(ids[at:at + n], 0, 0)], tables=[[list(range(20))]])
+            native.run(batch, 0, 1)
+            native.run(batch, last - 3, last + 1)
+            out.append(native.slot(plan.ops[last].out).copy())
+    chosen = np.bincount(native.slot("routes.0")[:, :3].astype(int).ravel(), minlength=8)
+    size = sum(packed[name].nbytes for name in (experts.gate, experts.up)) // 8
+    assert chosen.max() > 64 and native.weights_read()[last - 1] == (chosen > 0).sum() * size
+    assert np.array_equal(np.concatenate(out[:-1]), out[-1])
+
+
 def copied_pages(isa: str) -> None:
     """A sequence goes on from copied pages as from its own."""
     native, _ = pair("q8_0", isa)
@@ -196,7 +216,7 @@ def penalties(isa: str) -> None:
     assert out == [0, 0, 0]
 
 
-PROPERTIES = [streams, penalties, top_p, copied_pages, equal_experts, reused_pages, gone_pages, states,
+PROPERTIES = [streams, penalties, top_p, copied_pages, equal_experts, experts_read_once, reused_pages, gone_pages, states,
               *(ops(name) for name in MODELS), long_context, sampling]
 
 

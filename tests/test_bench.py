@@ -10,6 +10,7 @@ import pytest
 from reference_models import random_values, stored
 
 from pyruntime import LLM, SamplingParams
+from pyruntime.backends.base import expert_counts
 from pyruntime.backends.native import NativeBackend
 from pyruntime.bench import measure, report
 from pyruntime.bench.limits import Limits
@@ -77,6 +78,31 @@ def test_shares_of_a_profile_add_up(weights, threads):
         assert 0.98 <= found["sum"] <= 1.02
         assert {e["op"] for e in found["ops"]} == {label(op) for op in PLAN.ops} | {"check the batch"}
         assert sum(e["count"] for e in found["ops"]) == len(PLAN.ops) + 1
+        for e in found["ops"]:    # 64 tokens are one pass
+            assert e["weights_read"] == sum(weights[n].nbytes for op in PLAN.ops if label(op) == e["op"] for n in matrices(op))
+            assert e["weights_read_per_second"] == pytest.approx(e["weights_read"] / e["seconds"])
+    backend.close()
+
+
+def test_a_profile_says_which_weights_were_read():
+    """Of a mixture what the step's tokens chose, not what one of them would read; beside it its rate; in the table too."""
+    plan = deepseek_v2.plan(deepseek_v2.tiny())
+    weights = Weights(stored(plan, random_values(plan, 0)))
+    backend = NativeBackend(plan, weights, pages=8, threads=2, paths=("a16", "a16"))
+    step = Batch.build([(list(range(40)), 0, 0)], tables=[[list(range(4))]])
+    rates = dict.fromkeys(Work.of(plan, weights).operations(1, 1), 1e9)
+    found = profile(backend, weights, step, 1e9, rates, 0.1)
+    entries = {e["op"]: e for e in found["ops"]}
+    used = sum(int((count > 0).sum()) for count in expert_counts(backend).values())
+    experts = [op for op in plan.ops if isinstance(op, Experts)]
+    size = (weights[experts[0].gate].nbytes + weights[experts[0].up].nbytes) // experts[0].of
+    entry = entries[label(experts[0])]
+    assert entry["weights_read"] == used * size > entry["bytes"] and entries["attention"]["weights_read"] == 0
+    (told, rows), = report.profiles({"profile": {"prefill": found}})
+    row = dict(zip(report.PROFILE_HEAD, next(r for r in rows if r[0] == entry["op"]), strict=True))
+    assert row["weights read"] == f"{used * size / 1e6:.2f} MB" and "40 tokens" in told
+    assert row["GB/s"] == f"{entry['weights_read'] / entry['seconds'] / 1e9:.1f}"
+    assert next(r for r in rows if r[0] == "attention")[report.PROFILE_HEAD.index("weights read")] == ""
     backend.close()
 
 

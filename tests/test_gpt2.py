@@ -92,6 +92,13 @@ WRONG = {
     "eps": dict(eps=1e-3), "gelu by its other name": dict(activation="gelu"), "silu": dict(activation="silu"),
     "scores not scaled": dict(query_scale=1.0), "scores scaled by the width": dict(query_scale=96**-0.5),
     "half as many heads": dict(heads=3, kv_heads=3, head_dim=32), "twice as many heads": dict(heads=12, kv_heads=12, head_dim=8),
+    "a layer less": dict(layers=1),
+}
+WRONG_OTHERS = {
+    "erf, untied, one head": {"tied": dict(tied=True), "gelu_new": dict(activation="gelu_tanh"),
+                              "two heads": dict(heads=2, kv_heads=2, head_dim=20)},
+    "scores as they are": {"scores scaled": dict(query_scale=0.0), "eps left out": dict(eps=1e-5),
+                           "activation left out": dict(activation="gelu_tanh")},
 }
 
 
@@ -99,6 +106,11 @@ WRONG = {
 def test_a_wrong_config_is_seen(usual: Family, wrong: str) -> None:
     usual.sees(gpt2.plan(replace(CONFIGS["as 124m"], **WRONG[wrong])))
 
+
+@pytest.mark.parametrize("which, wrong", [(which, wrong) for which, wrongs in WRONG_OTHERS.items() for wrong in wrongs])
+def test_a_wrong_config_of_another_is_seen(which: str, wrong: str) -> None:
+    Family.of(hugging_face(CONFIGS[which]), gpt2, CONFIGS[which]).sees(
+        gpt2.plan(replace(CONFIGS[which], **WRONG_OTHERS[which][wrong])))
 
 
 PLANS = {

@@ -123,14 +123,33 @@ def spaced(config: ModelConfig, **fields: object) -> ModelConfig:
     return replace(config, state_space=replace(config.state_space, **fields))
 
 
-CONFIG = CONFIGS["usual"]
+CONFIG, LIMITED = CONFIGS["usual"], CONFIGS["limits, biases, tied"]
+WRONG = {
+    "epsilon": replace(CONFIG, eps=1e-3), "tanh gelu": replace(CONFIG, activation="gelu_tanh"),
+    "gelu": replace(CONFIG, activation="gelu"), "largest step": spaced(CONFIG, dt_max=0.8),
+    "least step": spaced(CONFIG, dt_min=0.3), "no conv bias": spaced(CONFIG, conv_bias=False),
+    "one group of twice the numbers": spaced(CONFIG, groups=1, numbers=32),
+    "tied": replace(CONFIG, tied=True), "a layer less": replace(CONFIG, layers=1),
+}
+WRONG_LIMITED = {
+    "least step left out": spaced(LIMITED, dt_min=0.0), "largest step left out": spaced(LIMITED, dt_max=math.inf),
+    "another least step": spaced(LIMITED, dt_min=0.41), "another largest step": spaced(LIMITED, dt_max=0.88),
+    "no biases": spaced(LIMITED, bias=False), "no conv bias": spaced(LIMITED, conv_bias=False), "eps": replace(LIMITED, eps=1e-3),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_config_is_seen(usual: Family, wrong: str) -> None:
+    usual.sees(mamba2.plan(WRONG[wrong]))
+
+
+@pytest.mark.parametrize("wrong", WRONG_LIMITED)
+def test_a_wrong_config_with_limits_is_seen(limited: Family, wrong: str) -> None:
+    limited.sees(mamba2.plan(WRONG_LIMITED[wrong]))
+
+
 PLANS = {
-    "epsilon": mamba2.plan(replace(CONFIG, eps=1e-3)),
-    "activation": mamba2.plan(replace(CONFIG, activation="gelu_tanh")),
     "no activation": changed(mamba2.plan(CONFIG), p.Conv, activation=p.Activation.NONE),
-    "largest step": mamba2.plan(spaced(CONFIG, dt_max=0.8)),
-    "least step": mamba2.plan(spaced(CONFIG, dt_min=0.3)),
-    "no conv bias": mamba2.plan(spaced(CONFIG, conv_bias=False)),
     "dt bias ignored": changed(mamba2.plan(CONFIG), p.Scan, dt_bias=None),
     "D dropped": changed(mamba2.plan(CONFIG), p.Scan, d=None),
     "D and the dt bias swapped": changed(mamba2.plan(CONFIG), p.Scan, lambda op: [replace(op, d=op.dt_bias, dt_bias=op.d)]),
@@ -198,11 +217,6 @@ def test_wrong_weights_are_seen(usual: Family, wrong, name: str) -> None:
         if key.endswith(name):
             values[key] = np.ascontiguousarray(wrong(values[key]), np.float32)
     usual.sees(usual.plan, stored(usual.plan, values))
-
-
-def test_limits_ignored_are_seen(limited: Family) -> None:
-    limited.sees(changed(limited.plan, p.Scan, dt_min=0.0))
-    limited.sees(changed(limited.plan, p.Scan, dt_max=math.inf))
 
 
 # ---- configs and files ----

@@ -165,6 +165,53 @@ def test_a_token_keeps_its_bits_in_any_batch(shape: Shape, tokens: int, seed: in
     assert np.array_equal(whole, np.concatenate(parts))
 
 
+PATHS = [("a16", "a16"), ("bf16", "bf16"), ("bf16", "a16")]
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("paths", PATHS, ids="-".join)
+def test_an_expert_is_read_once_a_step(paths: tuple[str, str], threads: int, low_memory: bool) -> None:
+    """However many tokens chose it, once by each path they take, as the op clock counts bytes; and not at all if none did. The
+    bits are those of steps in which nothing lies in portions."""
+    rng, s = np.random.default_rng(4), shape(width=256, hidden=288, each=9, top_k=3)
+    plan, tokens = plan_of(s), 700
+    formats = {"gate": "Q4_K", "up": "Q8_0", "down": "Q4_0"}
+    weights = stored(plan, values_of(plan, rng), formats, low_memory=low_memory)
+    x, logits = inputs(s, tokens, rng, False)
+    logits[:, :2] += [6, 3]                     # one that nearly all choose, a second that many do
+    logits[:, 7] = -50                          # one that nobody does
+    roles = rng.integers(0, 2, tokens).astype(np.uint8)
+    backend = native_backend(plan, weights, threads=threads, paths=paths, max_tokens=tokens)
+    backend.clock(True)
+    got = computed(backend, x, logits, roles)
+    ids = got["routes"][:, : s.top_k].astype(int)
+    counts = [np.bincount(ids[roles == role].ravel(), minlength=s.experts) for role in (0, 1)]
+    if paths[0] == paths[1]:
+        counts = [counts[0] + counts[1]]
+        assert counts[0].max() > 2 * 256
+    assert all(sum(c > 256) >= 1 and sum(c > 64) >= 3 and c[7] == 0 for c in counts)
+    used = sum(int((c > 0).sum()) for c in counts)
+    of_one = {name: weights[name].nbytes // s.experts for name in ("gate", "up", "down")}
+    assert backend.weights_read().tolist() == [0, 0, used * (of_one["gate"] + of_one["up"]), used * of_one["down"], 0]
+    few = native_backend(plan, weights, threads=1, paths=paths, max_tokens=20)
+    parts = [computed(few, x[at:at + 20], logits[at:at + 20], roles[at:at + 20])["x"] for at in range(0, tokens, 20)]
+    assert np.array_equal(got["x"], np.concatenate(parts))
+
+
+def test_heads_are_read_once_a_step() -> None:
+    """EACH_LINEAR without routes: every token meets every matrix, each of them read once."""
+    plan = p.Plan((p.Embed("x", "table"), p.EachLinear("x", "out", "heads", parts=5, of=5)),
+                  (p.Slot("x", 160), p.Slot("out", 5 * 48)), (p.Weight("table", 16, 160), p.Weight("heads", 5 * 48, 32)),
+                  (), (), vocab=16, context=400, width=160)
+    weights = stored(plan, values_of(plan, np.random.default_rng(1)), {"heads": "Q8_0"})
+    backend = native_backend(plan, weights, threads=2, max_tokens=400, paths=("a16", "a16"))
+    backend.clock(True)
+    for tokens, steps in ((1, 1), (65, 2), (400, 3)):
+        backend.run(Batch.build([([1] * tokens, 0, 0)], tables=[], rows=[]))
+        assert backend.weights_read()[1] == steps * weights["heads"].nbytes
+
+
 def shape(**fields: object) -> Shape:
     usual = dict(width=32, hidden=32, groups=1, each=4, kept=1, best=1, top_k=2, sigmoid=False, biased=False, normalize=False,
                  scale=1.0, activation=0)

@@ -1,8 +1,17 @@
 #include "exec/each.h"
+#include "base/checked.h"
 #include "exec/work.h"
 
 #include <math.h>
 #include <string.h>
+
+enum {
+  STAY_BYTES = 256 << 10, /* weights that stay in a core's cache while portions of rows pass */
+  TOGETHER = 8            /* groups a claim may take at least where rows come in portions, which are read anew for each claim */
+};
+
+/* A packed group of an op's matrices. */
+static int64_t held_bytes(const rt_each *l) { return (int64_t)l->matrix->group_bytes + (l->up ? (int64_t)l->up->group_bytes : 0); }
 
 /* ---- pairs in order ---- */
 
@@ -33,9 +42,9 @@ static void sort_pairs(rt_engine *e, const rt_each *l) {
     p->at[p->place[i]] = i;
   }
   p->n_blocks = 0;
-  for (int32_t k = 0, first = 0; k < keys; first = p->ends[k++])
-    for (int32_t i = first, most = block_rows[k % RT_PATHS]; i < p->ends[k]; i += most)
-      p->blocks[p->n_blocks++] = (rt_pair_block){i, least(p->ends[k] - i, most), k / RT_PATHS, (enum rt_path)(k % RT_PATHS)};
+  for (int32_t k = 0, first = 0, rows; k < keys; k++)
+    for (; (rows = p->ends[k] - first) > 0; first += rows)
+      p->blocks[p->n_blocks++] = (rt_pair_block){first, rows, k / RT_PATHS, (enum rt_path)(k % RT_PATHS)};
 }
 
 rt_phase rt_each_open(rt_engine *e, const rt_each *l, int32_t part) {
@@ -44,8 +53,9 @@ rt_phase rt_each_open(rt_engine *e, const rt_each *l, int32_t part) {
     sort_pairs(e, l);
     return l->up ? (rt_phase){tokens, 2} : (rt_phase){pairs, 8};
   }
-  int64_t bytes = (int64_t)l->matrix->group_bytes * (l->up ? 2 : 1), rows = pairs / e->pairs.n_blocks;
-  return (rt_phase){e->pairs.n_blocks * l->groups, most_of(CLAIM_BYTES, bytes * rows / 4 + bytes)};
+  int64_t bytes = held_bytes(l), rows = pairs / e->pairs.n_blocks;
+  int32_t most = most_of(CLAIM_BYTES, bytes * rows / 4 + bytes);
+  return (rt_phase){e->pairs.n_blocks * l->groups, rows > RT_TOKENS && most < TOGETHER ? TOGETHER : most};
 }
 
 /* ---- activations ---- */
@@ -64,18 +74,42 @@ static void round_token(rt_engine *e, const rt_each *l, int32_t token) {
 
 /* ---- products ---- */
 
-/* Groups [first, last) of the block's matrix times its pairs. */
-static void multiply_block(rt_engine *e, const rt_each *l, const rt_pair_block *b, int32_t first, int32_t last, rt_scratch *s) {
-  int32_t n = (last - first) * RT_GROUP, from = b->matrix * l->groups;
-  const uint8_t *acts = e->acts + (size_t)b->first * rt_act_bytes(l->k);
-  multiply(e, l->matrix, from + first, from + last, acts, b->rows, b->path, s->y, s);
-  if (l->up) multiply(e, l->up, from + first, from + last, acts, b->rows, b->path, s->y2, s);
-  for (int32_t i = 0; i < b->rows; i++) {
-    int32_t pair = e->pairs.at[b->first + i];
+/* Results of groups [first, first + n) to the slots of the block's pairs [row, row + rows). */
+static void bring_back(rt_engine *e, const rt_each *l, const rt_pair_block *b, int32_t row, int32_t rows, int32_t first, int32_t n,
+                       rt_scratch *s) {
+  int32_t width = n * RT_GROUP;
+  for (int32_t i = 0; i < rows; i++) {
+    int32_t pair = e->pairs.at[b->first + row + i];
     float *out = row_of(e, l->out, pair / l->parts) + (size_t)(pair % l->parts) * (size_t)l->out_stride + first * RT_GROUP;
-    if (l->up) e->k->gate[l->activation](s->y + (size_t)i * (size_t)n, s->y2 + (size_t)i * (size_t)n, n, out);
-    else memcpy(out, s->y + (size_t)i * (size_t)n, (size_t)n * sizeof *out);
+    float *y = s->y + (size_t)i * (size_t)width;
+    if (l->up) e->k->gate[l->activation](y, s->y2 + (size_t)i * (size_t)width, width, out);
+    else memcpy(out, y, (size_t)width * sizeof *out);
   }
+}
+
+/* Groups [first, last) of the block's matrix times all its pairs, a portion of rows after the other, so that weights come from
+ * memory once and from a cache afterwards. */
+static void multiply_block(rt_engine *e, const rt_each *l, const rt_pair_block *b, int32_t first, int32_t last, rt_scratch *s) {
+  const rt_matrix *m = l->matrix, *up = l->up;
+  int32_t from = b->matrix * l->groups + first;
+  const uint8_t *gates = take_groups(m, from, last - first, s->group, s), *ups = NULL;
+  if (up) ups = take_groups(up, from, last - first, s->group + rt_round_up(m->group_bytes, 64), s);
+  for (int32_t row = 0, rows; row < b->rows; row += rows) {
+    const uint8_t *acts = e->acts + (size_t)(b->first + row) * rt_act_bytes(l->k);
+    rows = least(b->rows - row, block_rows[b->path]);
+    for (int32_t g = 0, n; g < last - first; g += n) {
+      n = least(last - first - g, RT_LINE_FLOATS / (RT_GROUP * rows));
+      multiply(e, m, gates + (size_t)g * m->group_bytes, n, acts, rows, b->path, s->y, (size_t)n * RT_GROUP);
+      if (up) multiply(e, up, ups + (size_t)g * up->group_bytes, n, acts, rows, b->path, s->y2, (size_t)n * RT_GROUP);
+      bring_back(e, l, b, row, rows, first + g, n, s);
+    }
+  }
+}
+
+/* How many groups of a block are taken at once: where rows come in portions, those that stay in a core's cache meanwhile. */
+static int32_t at_once(const rt_each *l, const rt_pair_block *b) {
+  if (!l->matrix->packed || (l->up && !l->up->packed)) return 1;
+  return b->rows > block_rows[b->path] ? most_of(STAY_BYTES, held_bytes(l)) : l->groups;
 }
 
 void rt_each_units(rt_engine *e, const rt_each *l, int32_t part, int32_t first, int32_t last, rt_scratch *s) {
@@ -86,7 +120,7 @@ void rt_each_units(rt_engine *e, const rt_each *l, int32_t part, int32_t first, 
   for (int32_t u = first, end; part == 1 && u < last; u += end) {
     const rt_pair_block *b = &e->pairs.blocks[u / l->groups];
     int32_t group = u % l->groups;
-    end = least(least(l->groups - group, last - u), RT_LINE_FLOATS / (RT_GROUP * b->rows));
+    end = least(least(l->groups - group, last - u), at_once(l, b));
     multiply_block(e, l, b, group, group + end, s);
   }
 }

@@ -27,7 +27,7 @@ enum {
 typedef struct rt_matrix {
   rt_format format;
   int32_t rows, k, groups; /* k == 0: a vector, `values` */
-  size_t group_bytes;
+  size_t group_bytes, row_bytes; /* of a packed group; of a row in the file, low-memory mode */
   const uint8_t *packed, *blocks;
   const float *values; /* [rows] */
 } rt_matrix;
@@ -85,7 +85,8 @@ typedef struct rt_scratch { /* one thread's */
   int32_t op;
   float *y, *y2;        /* [RT_LINE_FLOATS] */
   float *row;           /* one row of an embedding that positions are added to */
-  uint8_t *group;       /* one packed group, low-memory mode */
+  uint8_t *group;       /* one packed group, low-memory mode; of EXPERTS two */
+  int64_t *read;        /* bytes of weights that passes of the open phase took */
   rt_partials partials; /* of one tile */
   float *top, *total;   /* [rows], [rows][16] of a tile */
   float *pages;         /* scratch of attention_tile and attention_bf16 */
@@ -99,7 +100,7 @@ typedef struct rt_query rt_query;
 typedef struct rt_pair_block { int32_t first, rows, matrix; enum rt_path path; } rt_pair_block;
 typedef struct rt_pairs { /* of the EACH_LINEAR or EXPERTS op that runs: pair token * parts + part */
   int32_t *place, *at, *ends; /* [pairs] where a pair stands among the sorted; [pairs] which one stands there; [of * RT_PATHS] */
-  rt_pair_block *blocks;      /* [pairs] */
+  rt_pair_block *blocks;      /* [of * RT_PATHS] pairs of one matrix and path */
   int32_t n_blocks;
 } rt_pairs;
 /* Neighbouring tokens of a sequence and of one path that attention takes together; fresh: slot of the sequence's first token in
@@ -127,7 +128,7 @@ typedef struct rt_step { /* one batch, checked */
 
 typedef struct rt_clock { /* time goes to `op` since `since`; op n_ops is what stands before the first */
   int32_t on, op;
-  int64_t since, *ns; /* ns [n_ops + 1] */
+  int64_t since, *ns, *read; /* ns, read [n_ops + 1] */
 } rt_clock;
 
 struct rt_engine {

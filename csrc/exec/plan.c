@@ -250,7 +250,7 @@ static int32_t stack_of(const binding *b, const char *field, int32_t weight, int
 }
 
 /* What EACH_LINEAR and EXPERTS share. Pairs and units of a step fit their type: TOKENS_MOST * RT_EXPERTS pairs, and ROWS_MOST
- * leaves 2^28 units, as parts are at most `of`. */
+ * leaves RT_PATHS * 2^18 units, as each is a group of 16 rows on one path. */
 static bool each_of(const binding *b, rt_each *l) {
   if (l->of < 1 || l->of > RT_EXPERTS) return refuse(b, "of is %d; it must be 1 to %d", l->of, RT_EXPERTS);
   if (l->parts < 1 || l->parts > l->of) return refuse(b, "parts is %d; it must be 1 to %d", l->parts, l->of);
@@ -473,6 +473,7 @@ static bool bind_weight(const binding *b, int32_t i) {
   if (w->k != 0) {
     m->groups = (w->rows + RT_GROUP - 1) / RT_GROUP;
     m->group_bytes = rt_group_bytes(m->format, (uint64_t)w->k);
+    m->row_bytes = w->packed ? 0 : w->bytes / (size_t)w->rows;
   } else if (!(m->values = copied(w->packed, w->bytes))) {
     return rt_fail(st, RT_NO_MEMORY, "no memory for weight %d", i), false;
   }
@@ -575,8 +576,7 @@ static void measure(rt_engine *e) {
       const rt_each *each = &o->each;
       size_t pairs = (size_t)e->limits.max_tokens * (size_t)each->parts;
       e->acts_bytes = larger(e->acts_bytes, rt_act_bytes(each->k) * pairs);
-      e->group_bytes = larger(e->group_bytes, each->matrix->group_bytes);
-      if (each->up) e->group_bytes = larger(e->group_bytes, each->up->group_bytes);
+      e->group_bytes = larger(e->group_bytes, rt_round_up(each->matrix->group_bytes, 64) + (each->up ? each->up->group_bytes : 0));
       e->pairs_most = larger(e->pairs_most, pairs), e->keys_most = larger(e->keys_most, (size_t)each->of * RT_PATHS);
     }
     if (l->n_parts) {
@@ -613,6 +613,7 @@ static void lay_out_thread(rt_engine *e, taker *t, rt_scratch *into) {
   s.y2 = take(t, RT_LINE_FLOATS, sizeof(float));
   s.row = take(t, e->row_floats, sizeof(float));
   s.group = take(t, e->group_bytes, 1);
+  s.read = take(t, 1, sizeof *s.read);
   s.sample = take(t, rt_sample_bytes(e->vocab), 1);
   s.partials.out = take(t, (uint64_t)e->partial_floats, sizeof(float));
   s.partials.max = take(t, (uint64_t)e->query_rows, sizeof(float));
@@ -662,7 +663,7 @@ static void lay_out(rt_engine *e, taker *t) {
   e->pairs.place = take(t, e->pairs_most, sizeof *e->pairs.place);
   e->pairs.at = take(t, e->pairs_most, sizeof *e->pairs.at);
   e->pairs.ends = take(t, e->keys_most, sizeof *e->pairs.ends);
-  e->pairs.blocks = take(t, e->pairs_most, sizeof *e->pairs.blocks);
+  e->pairs.blocks = take(t, e->keys_most, sizeof *e->pairs.blocks);
   lay_out_step(e, t);
   for (int32_t i = 0; i < e->limits.threads; i++) lay_out_thread(e, t, &e->scratch[i]);
 }
@@ -714,11 +715,12 @@ static bool make_lists(rt_engine *e, const rt_plan *p) {
   e->scratch = calloc((size_t)e->limits.threads, sizeof *e->scratch);
   e->histories = calloc((size_t)e->limits.histories + 1, sizeof *e->histories);
   e->clock.ns = calloc((size_t)e->n_ops + 1, sizeof *e->clock.ns);
+  e->clock.read = calloc((size_t)e->n_ops + 1, sizeof *e->clock.read);
   e->step.blocks = calloc((size_t)e->n_groups + 1, sizeof *e->step.blocks);
   e->step.tails = calloc((size_t)e->n_groups + 1, sizeof *e->step.tails);
   e->step.states = calloc((size_t)e->n_groups + 1, sizeof *e->step.states);
-  return e->ops && e->slots && e->weights && e->groups && e->ropes && e->scratch && e->histories && e->clock.ns && e->step.blocks &&
-         e->step.tails && e->step.states;
+  return e->ops && e->slots && e->weights && e->groups && e->ropes && e->scratch && e->histories && e->clock.ns && e->clock.read &&
+         e->step.blocks && e->step.tails && e->step.states;
 }
 
 static rt_code bind(rt_engine *e, const rt_plan *plan, rt_status *st) {
@@ -756,8 +758,8 @@ void rt_engine_free(rt_engine *e) {
   for (int32_t i = 0; e->groups && i < e->n_groups; i++) rt_region_free(&e->groups[i].memory);
   rt_room_free(e);
   for (int32_t i = 0; e->histories && i < e->limits.histories; i++) rt_history_free(&e->histories[i]);
-  void *lists[] = {e->ops, e->slots, e->weights, e->groups, e->ropes, e->scratch, e->histories, e->clock.ns, e->step.blocks,
-                   e->step.tails, e->step.states};
+  void *lists[] = {e->ops, e->slots, e->weights, e->groups, e->ropes, e->scratch, e->histories, e->clock.ns, e->clock.read,
+                   e->step.blocks, e->step.tails, e->step.states};
   for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) free(lists[i]);
   rt_region_free(&e->memory);
   free(e);
@@ -783,10 +785,14 @@ int32_t *rt_engine_seen(rt_engine *e, int32_t group, int32_t slot, int32_t *laye
 
 void rt_engine_clock(rt_engine *e, int32_t on) {
   e->clock.on = on;
-  if (on) memset(e->clock.ns, 0, ((size_t)e->n_ops + 1) * sizeof *e->clock.ns);
+  if (!on) return;
+  memset(e->clock.ns, 0, ((size_t)e->n_ops + 1) * sizeof *e->clock.ns);
+  memset(e->clock.read, 0, ((size_t)e->n_ops + 1) * sizeof *e->clock.read);
 }
 
 const int64_t *rt_engine_times(rt_engine *e) { return e->clock.ns; }
+
+const int64_t *rt_engine_weights_read(rt_engine *e) { return e->clock.read; }
 
 rt_code rt_engine_copy_page(rt_engine *e, int32_t group, int32_t from, int32_t to, rt_status *st) {
   if (!range(st, "group", group, 0, e->n_groups - 1) || !range(st, "source page", from, 0, e->groups[group].pages - 1) ||

@@ -97,14 +97,22 @@ static void finish(const rt_engine *e, const rt_linear *l, const float *bias, fl
   memcpy(out, y, (size_t)n * sizeof *out);
 }
 
+/* y [rows][16 * (last - first)] = groups [first, last) of m times `rows` activations of one path. */
+static void multiply_groups(const rt_engine *e, const rt_matrix *m, int32_t first, int32_t last, const uint8_t *acts, int32_t rows,
+                            enum rt_path path, float *restrict y, rt_scratch *s) {
+  size_t ldy = (size_t)(last - first) * RT_GROUP;
+  for (int32_t g = first, n = m->packed ? last - first : 1; g < last; g += n)
+    multiply(e, m, take_groups(m, g, n, s->group, s), n, acts, rows, path, y + (g - first) * RT_GROUP, ldy);
+}
+
 /* Groups [first, last) of one part times a block of lines. */
 static void linear_block(rt_engine *e, const rt_linear *l, const struct rt_part *part, int32_t first, int32_t last,
                          const uint8_t *acts, const block *b, rt_scratch *s) {
   int32_t ldy = (last - first) * RT_GROUP, n = least(last * RT_GROUP, part->matrix->rows) - first * RT_GROUP;
   const int32_t *rows = lines_of(e, l)->at + b->first;
   acts += (size_t)b->first * rt_act_bytes(l->k);
-  multiply(e, part->matrix, first, last, acts, b->rows, b->path, s->y, s);
-  if (l->up) multiply(e, l->up, first, last, acts, b->rows, b->path, s->y2, s);
+  multiply_groups(e, part->matrix, first, last, acts, b->rows, b->path, s->y, s);
+  if (l->up) multiply_groups(e, l->up, first, last, acts, b->rows, b->path, s->y2, s);
   for (int32_t i = 0; i < b->rows; i++)
     finish(e, l, part->bias ? part->bias + first * RT_GROUP : NULL, s->y + (size_t)i * (size_t)ldy, s->y2 + (size_t)i * (size_t)ldy, n,
            row_of(e, l->out, rows[i]) + part->offset + first * RT_GROUP);
@@ -418,19 +426,24 @@ static void run_units(void *self, int32_t phase, int32_t first, int32_t last, in
   }
 }
 
-/* With the clock on, the time from one opening of a phase to the next belongs to the first one's op: everything of a phase is
- * done when the next opens, so the ops' times add up to the step's. */
-static void turn_to(rt_clock *c, int32_t op) {
+/* With the clock on, the time from one opening of a phase to the next belongs to the first one's op, and so do the weights that
+ * threads took meanwhile: everything of a phase is done when the next opens, so the ops' times add up to the step's. */
+static void turn_to(rt_engine *e, int32_t op) {
+  rt_clock *c = &e->clock;
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   int64_t now = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
   if (c->op >= 0) c->ns[c->op] += now - c->since;
+  for (int32_t i = 0; i < e->limits.threads; i++) {
+    if (c->op >= 0) c->read[c->op] += *e->scratch[i].read;
+    *e->scratch[i].read = 0;
+  }
   c->op = op, c->since = now;
 }
 
 static rt_phase open_timed(void *self, int32_t phase) {
   rt_engine *e = self;
-  turn_to(&e->clock, e->step.first + phase / PHASES);
+  turn_to(e, e->step.first + phase / PHASES);
   return open_phase(self, phase);
 }
 
@@ -446,7 +459,7 @@ static void poison(rt_engine *e) {
 rt_code rt_engine_run(rt_engine *e, const rt_batch *batch, int32_t first, int32_t last, rt_status *st) {
   st->code = RT_OK;
   e->clock.op = -1;
-  if (e->clock.on) turn_to(&e->clock, e->n_ops);
+  if (e->clock.on) turn_to(e, e->n_ops);
   if (rt_step_begin(e, batch, first, last, st) != RT_OK) return st->code;
 #ifdef RT_DEBUG
   if (first == 0) poison(e);
@@ -454,6 +467,6 @@ rt_code rt_engine_run(rt_engine *e, const rt_batch *batch, int32_t first, int32_
   e->run++;
   rt_work work = {.self = e, .phases = (last - first) * PHASES, .open = e->clock.on ? open_timed : open_phase, .units = run_units};
   rt_pool_run(e->pool, &work, st);
-  if (e->clock.on) turn_to(&e->clock, -1);
+  if (e->clock.on) turn_to(e, -1);
   return st->code;
 }

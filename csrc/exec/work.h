@@ -21,16 +21,22 @@ static inline const uint8_t *packed_group(const rt_matrix *m, int32_t group, rt_
 
 static const int32_t block_rows[RT_PATHS] = {[RT_PATH_A16] = RT_TOKENS, [RT_PATH_BF16] = RT_TOKENS_BF16};
 
-/* y [rows][16 * (last - first)] = groups [first, last) of m times `rows` activations of one path. */
-static inline void multiply(const rt_engine *e, const rt_matrix *m, int32_t first, int32_t last, const uint8_t *acts, int32_t rows,
-                            enum rt_path path, float *restrict y, rt_scratch *s) {
-  size_t stride = rt_act_bytes(m->k), ldy = (size_t)(last - first) * RT_GROUP;
-  rt_linear_kernel *run = path == RT_PATH_BF16 ? e->k->linear_bf16[m->format] : e->k->linear[m->format];
+/* `n` packed groups of m for one pass over them, which the op clock counts: where they lie, or in low-memory mode the one that is
+ * packed into `room`. */
+static inline const uint8_t *take_groups(const rt_matrix *m, int32_t first, int32_t n, uint8_t *room, rt_scratch *s) {
   if (m->packed) {
-    run(m->packed, m->k, first, last, acts, stride, rows, y, ldy);
-  } else {
-    for (int32_t g = first; g < last; g++)
-      run(packed_group(m, g, s), m->k, 0, 1, acts, stride, rows, y + (g - first) * RT_GROUP, ldy);
+    *s->read += (int64_t)n * (int64_t)m->group_bytes;
+    return m->packed + (size_t)first * m->group_bytes;
   }
+  *s->read += (int64_t)least(RT_GROUP, m->rows - first * RT_GROUP) * (int64_t)m->row_bytes;
+  rt_pack_group(m->format, (uint64_t)m->rows, (uint64_t)m->k, m->blocks, (uint64_t)first, room);
+  return room;
+}
+
+/* y [rows][16 * n], rows ldy apart = n packed groups of m times `rows` activations of one path. */
+static inline void multiply(const rt_engine *e, const rt_matrix *m, const uint8_t *groups, int32_t n, const uint8_t *acts,
+                            int32_t rows, enum rt_path path, float *restrict y, size_t ldy) {
+  rt_linear_kernel *run = path == RT_PATH_BF16 ? e->k->linear_bf16[m->format] : e->k->linear[m->format];
+  run(groups, m->k, 0, n, acts, rt_act_bytes(m->k), rows, y, ldy);
 }
 #endif

@@ -44,6 +44,9 @@ class Engine:
     def times(self) -> NDArray[np.int64]:
         """[ops + 1] nanoseconds each op took, summed over runs; the last: checking batches. A view."""
 
+    def weights_read(self) -> NDArray[np.int64]:
+        """[ops] bytes of weights each op took from memory, summed over runs. A view."""
+
     def copy_page(self, group: int, source: int, target: int) -> None: ...
     def seen(self, group: int, slot: int) -> NDArray[np.int32]:
         """Tokens that a state has taken in, [layers], a view."""

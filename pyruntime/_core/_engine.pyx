@@ -267,6 +267,10 @@ cdef class Engine:
         cdef _Handle handle = self.opened()
         return view_of(handle, rt_engine_times(handle.engine), (self.n_ops + 1) * sizeof(int64_t)).view(np.int64)
 
+    def weights_read(self):
+        cdef _Handle handle = self.opened()
+        return view_of(handle, rt_engine_weights_read(handle.engine), self.n_ops * sizeof(int64_t)).view(np.int64)
+
     def copy_page(self, int32_t group, int32_t source, int32_t target):
         cdef rt_status st
         cdef _Handle handle = self.opened()

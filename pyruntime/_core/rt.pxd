@@ -81,6 +81,7 @@ cdef extern from "rt.h" nogil:
     int32_t *rt_engine_seen(rt_engine *e, int32_t group, int32_t slot, int32_t *layers)
     void rt_engine_clock(rt_engine *e, int32_t on)
     const int64_t *rt_engine_times(rt_engine *e)
+    const int64_t *rt_engine_weights_read(rt_engine *e)
     rt_code rt_engine_copy_page(rt_engine *e, int32_t group, int32_t source, int32_t target, rt_status *st)
     rt_code rt_state_truncate(rt_engine *e, int32_t group, int32_t slot, int32_t length, const int32_t *snapshots, int32_t n,
                               int32_t *left, rt_status *st)

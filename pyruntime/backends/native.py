@@ -92,6 +92,11 @@ class NativeBackend:
         """i64 [ops + 1]: nanoseconds of each op, summed over the runs since the clock was switched on; last: checking batches."""
         return self._open().times().copy()
 
+    def weights_read(self) -> np.ndarray:
+        """i64 [ops]: bytes of weights that each op's passes took from memory, over the same runs. Packed ones, in low-memory mode
+        the file's; a group that several units of work pass over counts for each; EMBED's rows do not count."""
+        return self._open().weights_read().copy()
+
     def copy_page(self, group: int, source: int, target: int) -> None:
         """Copy one page (copy-on-write)."""
         self._open().copy_page(group, source, target)

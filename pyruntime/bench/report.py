@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 HEAD = ("", "tokens/s", "min - max", "limit", "ratio", "MBU", "MFU", "bound by")
-PROFILE_HEAD = ("op", "times", "ms a step", "share", "GB/s", "Gop/s", "of its limit")
+PROFILE_HEAD = ("op", "times", "ms a step", "share", "weights read", "GB/s", "Gop/s", "of its limit")
 
 
 def title(facts: dict[str, Any]) -> str:
@@ -51,13 +51,16 @@ def load(facts: dict[str, Any]) -> str:
 
 
 def profiles(facts: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
-    """(title, rows under PROFILE_HEAD) for each step that was looked into."""
+    """(title, rows under PROFILE_HEAD) for each step that was looked into. GB/s: of the weights read; of ops without matrices, of
+    the K and V or the state that they need."""
     for name, found in facts.get("profile", {}).items():
         told = (f"{name}: {found['tokens']} token{'s' * (found['tokens'] > 1)} behind {found['stored'] - found['tokens']}, "
                 f"{found['step_seconds'] * 1e3:.2f} ms a step, of which ops take {found['sum']:.1%}")
         listed = sorted(found["ops"], key=lambda entry: -entry["share"])
-        yield told, [(e["op"], str(e["count"]), f"{e['seconds'] * 1e3:.3f}", f"{e['share']:.1%}", _rate(e, "bytes"),
-                      _rate(e, "operations"), "" if e["of_limit"] is None else f"{e['of_limit']:.2f}") for e in listed]
+        yield told, [(e["op"], str(e["count"]), f"{e['seconds'] * 1e3:.3f}", f"{e['share']:.1%}",
+                      f"{e['weights_read'] / 1e6:.2f} MB" if e["weights_read"] else "",
+                      _rate(e, "weights_read" if e["weights_read"] else "bytes"), _rate(e, "operations"),
+                      "" if e["of_limit"] is None else f"{e['of_limit']:.2f}") for e in listed]
 
 
 def _rate(entry: dict[str, Any], what: str) -> str:

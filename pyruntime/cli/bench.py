@@ -46,7 +46,7 @@ class Parts(click.ParamType):
 @click.command("bench", short_help="How fast a model runs here, beside this machine's limits.")
 @click.argument("model")
 @click.option("--only", type=Parts(), help=f"Measure only these: {', '.join(PARTS)}.")
-@click.option("--profile", is_flag=True, help="Also look inside a step: what each op takes, for one token and for a prompt.")
+@click.option("--profile", is_flag=True, help="Also look inside a step: what each op takes and reads, for a token and a prompt.")
 @click.option("--prompt", "prompts", type=Numbers(2), default="512", show_default=True, help="Tokens of prompts to read.")
 @click.option("--batch", "batches", type=Numbers(1), default="1,2,4,8,16,32", show_default=True, help="Sequences decoded together.")
 @click.option("--depth", "depths", type=Numbers(0), default="0,1024,4096", show_default=True,
