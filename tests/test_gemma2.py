@@ -110,6 +110,7 @@ WRONG = {
     "no final cap": dict(final_softcap=0.0), "final cap": dict(final_softcap=4.1),
     "caps swapped": dict(score_softcap=4.0, final_softcap=5.0),
     "eps": dict(eps=1e-3), "silu": dict(activation="silu"), "gelu": dict(activation="gelu"),
+    "half as many heads": dict(heads=2, kv_heads=1, head_dim=32), "a layer less": dict(layers=3, local=(True, False, True)),
 }
 
 

@@ -116,6 +116,7 @@ WRONG = {
     "all local": lambda c: dict(local=(True,) * c.layers), "pattern turned": lambda c: dict(local=c.local[1:] + c.local[:1]),
     "query scale": lambda c: dict(query_scale=0.0), "eps": lambda c: dict(eps=1e-3), "silu": lambda c: dict(activation="silu"),
     "gelu": lambda c: dict(activation="gelu"), "no cap": lambda c: dict(final_softcap=0.0),
+    "a layer less": lambda c: dict(layers=c.layers - 1, local=c.local[:-1]),
 }
 
 
