@@ -174,7 +174,7 @@ def beside(label: str, file: Path, asked: argparse.Namespace, others: dict[str, 
     others.setdefault("load", {})[label] = measure.load(str(file), options, 1 if asked.quick else 3)
     if label in ("SmolLM2", "1.2B Q4_K_M"):
         given = argparse.Namespace(streams=32, prompt=128, output=16 if asked.quick else 64, rounds=1 if asked.quick else 3,
-                                   threads=asked.threads)
+                                   rate=0.0, threads=asked.threads)
         others.setdefault("serving", {})[label] = serving.measure(str(file), given)
     if label == "1.2B Q4_K_M":
         others["attention"] = attention(file, asked)

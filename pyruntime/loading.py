@@ -25,7 +25,7 @@ from .weights.gguf import GGUFModel
 Progress = Callable[[int, int], None]   # (bytes done, bytes in all)
 BACKENDS = ("native", "torch")
 KV_BITS = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5}    # a number of K or V in the cache
-MAX_RUNNING, CHUNK = 8, 512
+MAX_RUNNING, CHUNK, CHUNK_BESIDE = 8, 512, 8
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "typical_p")    # what generation_config.json may set
 
 
@@ -60,6 +60,7 @@ class Model:
     context: int
     max_running: int
     chunk: int
+    chunk_beside: int
     memory: MemoryPlan
     metadata: Metadata
     notes: tuple[str, ...] = ()    # what was done otherwise than asked, a line each
@@ -67,7 +68,7 @@ class Model:
     def start(self, *, max_waiting: int = 1024) -> Engine:
         """The engine; closing it closes the backend, so a model starts once."""
         return Engine(self.backend, self.tokenizer, defaults=self.defaults, context=self.context, max_running=self.max_running,
-                      max_waiting=max_waiting, chunk=self.chunk, name=self.name)
+                      max_waiting=max_waiting, chunk=self.chunk, chunk_beside=self.chunk_beside, name=self.name)
 
     def close(self) -> None:
         """For a model that was never started."""
@@ -76,13 +77,16 @@ class Model:
 
 def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads: int | None = None, isa: str | None = None,
                pool: str | None = None, precision: str | None = None, low_memory: bool = False, context: int | None = None,
-               kv_tokens: int | None = None, max_running: int = MAX_RUNNING, chunk: int = CHUNK, kv_format: str | None = None,
-               quantize: str | None = None, progress: bool | Progress | None = None) -> Model:
+               kv_tokens: int | None = None, max_running: int = MAX_RUNNING, chunk: int = CHUNK,
+               chunk_beside: int = CHUNK_BESIDE, kv_format: str | None = None, quantize: str | None = None,
+               progress: bool | Progress | None = None) -> Model:
     """Open a model by name or path: a GGUF file or a Hugging Face folder.
 
     context: most tokens of prompt and answer, default and at most the model's. kv_tokens: tokens the cache holds for all
     running sequences, default `context` x `max_running`, but no more than half the memory that weights leave.
-    max_running: sequences computed at once. chunk: most prompt tokens in one step, so that answers go on beside a prompt.
+    max_running: sequences computed at once. chunk: most prompt tokens in one step. chunk_beside: beside running answers; one
+    for every request that runs or waits, at most `max_running`, if that is more. Few let answers flow evenly, many have prompts
+    answered sooner.
     kv_format: how the cache keeps K and V: f32, f16 (the default), bf16 or q8_0, or "K:V" apart.
     quantize: what a folder's matrices become while they load: q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k or q6_k; as they stand
     unless told.
@@ -93,7 +97,8 @@ def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads
     """
     if backend not in BACKENDS:
         raise FieldInvalid(f"backend is {backend!r}; known: {', '.join(BACKENDS)}", field="backend")
-    for name, value in (("context", context), ("kv_tokens", kv_tokens), ("max_running", max_running), ("chunk", chunk)):
+    for name, value in (("context", context), ("kv_tokens", kv_tokens), ("max_running", max_running), ("chunk", chunk),
+                        ("chunk_beside", chunk_beside)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise FieldInvalid(f"{name} is {value!r}; it must be a whole number above 0", field=name)
     if quantize is not None and low_memory:
@@ -115,7 +120,7 @@ def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads
             pages=memory.pages, max_tokens=chunk + max_running, max_rows=max(64, max_running), histories=max_running),
             dict(threads=threads, isa=isa, pool=pool, precision=precision))
         return Model(model_name(path, file), file, config, plan, weights, made, tokenizer, defaults, context,
-                     max_running, chunk, memory, opened.metadata, source.notes)
+                     max_running, chunk, chunk_beside, memory, opened.metadata, source.notes)
 
 
 def open_file(path: Path) -> GGUFModel | FolderModel:

@@ -84,7 +84,8 @@ def test_many_at_once_answer_like_plain_lists(data: st.DataObject) -> None:
                               min_size=1, max_size=12))
     backend = HashBackend(pages=data.draw(st.integers(8, 20)), context=120)
     sink = Sink()
-    with engine_over(backend, max_running=data.draw(st.integers(1, 6)), chunk=data.draw(st.integers(1, 40))) as engine:
+    with engine_over(backend, max_running=data.draw(st.integers(1, 6)), chunk=data.draw(st.integers(1, 40)),
+                     chunk_beside=data.draw(st.integers(1, 40))) as engine:
         handles = [engine.submit(p, greedy(max_tokens=n, seed=i), sink=sink) for i, (p, n) in enumerate(jobs)]
         for i, ((prompt, n), handle) in enumerate(zip(jobs, handles, strict=True)):
             answer = sink.completion(handle)
@@ -102,6 +103,23 @@ def test_events_of_one_request_in_order() -> None:
     kinds = [e for _, e in sink.events["mine"]]
     assert kinds[:4] == [Started(20, 0), PrefillProgress(8, 20), PrefillProgress(16, 20), PrefillProgress(20, 20)]
     assert [type(e) for e in kinds[4:]] == [Delta, Delta, Delta, Done]
+
+
+def test_a_prompt_is_read_in_short_chunks_beside_an_answer() -> None:
+    """The second request arrives during step 2, while the first is being answered; when that ends, chunks are long again."""
+    backend, sink, handles = HashBackend(), Sink(), []
+
+    def before(step: int) -> None:
+        if step == 2:
+            handles.append(engine.submit([6] * 60, greedy(max_tokens=2), sink=sink))
+
+    backend.before = before
+    with engine_over(backend, chunk=16, chunk_beside=5) as engine:
+        first = engine.submit([5] * 20, greedy(max_tokens=8), sink=sink)   # two chunks of the prompt, then seven decodes
+        assert list(sink.completion(first).token_ids) == expected([5] * 20, 8)
+        assert list(sink.completion(handles[0]).token_ids) == expected([6] * 60, 2)
+    done = [e.done for _, e in sink.events[handles[0].request_id] if isinstance(e, PrefillProgress)]
+    assert done == [5, 10, 15, 20, 25, 30, 46, 60]
 
 
 def test_prompt_logprobs_come_with_started() -> None:

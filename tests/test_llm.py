@@ -78,8 +78,9 @@ def test_a_batch_answers_like_solo_runs(llm: LLM, data: st.DataObject) -> None:
 def test_preemption_and_chunks_are_neutral(tiny_model: Path, backend: str) -> None:
     prompts = [list(range(10 * i + 3, 10 * i + 40)) for i in range(4)]
     answers = []
-    for kv_tokens, chunk in ((1024, 256), (256, 256), (256, 7), (1024, 1)):
-        with load(tiny_model, backend, kv_tokens=kv_tokens, chunk=chunk) as llm:
+    for kv_tokens, chunk, beside in ((1024, 256, 256), (256, 256, 16), (256, 7, 3), (1024, 1, 16), (1024, 256, 1)):
+        with load(tiny_model, backend, kv_tokens=kv_tokens, chunk=chunk, chunk_beside=beside) as llm:
+            assert llm.engine.scheduler.beside == beside
             answers.append([c.token_ids for c in llm.generate(prompts, max_tokens=100, **GREEDY)])
             assert (llm.stats().preemptions > 0) == (kv_tokens == 256)
     assert all(a == answers[0] for a in answers) and len(set(answers[0])) == 4

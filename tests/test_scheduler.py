@@ -151,12 +151,13 @@ def test_answers_do_not_depend_on_batch_pages_chunks_or_preemption(data: st.Data
                                         st.booleans()), min_size=1, max_size=8), label="prompt, answer, priority, scored")
     pages = tuple(data.draw(st.integers(6, 24), label="pages") for _ in windows)
     chunk = data.draw(st.integers(1, 40), label="chunk")
+    beside = data.draw(st.none() | st.integers(1, 40), label="beside")
     running = data.draw(st.integers(1, 6), label="running")
     rows = data.draw(st.integers(running, 12), label="rows")
     tokens = data.draw(st.integers(running, 48), label="tokens")
     backend = HashBackend(pages=pages, max_tokens=tokens, max_rows=rows, windows=windows)
     scheduler = Scheduler(pages, groups=backend.plan.groups, context=96, max_running=running, max_tokens=tokens, max_rows=rows,
-                          chunk=chunk)
+                          chunk=chunk, beside=beside)
     wanted = {sequence(p, seed=i, priority=priority, scored=0 if scored else -1): min(n, 96 - len(p))
               for i, (p, n, priority, scored) in enumerate(jobs)}
     seen = run_all(scheduler, backend, wanted)
@@ -177,7 +178,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.backend = HashBackend(pages=self.pages, max_tokens=24, max_rows=6, windows=self.windows)
         self.scheduler = Scheduler(self.pages, groups=self.backend.plan.groups, context=80, max_running=4, max_tokens=24,
-                                   max_rows=6, chunk=16)
+                                   max_rows=6, chunk=16, beside=5)
         self.wanted: dict[Sequence, tuple[int, int]] = {}
         self.count = 0
 
@@ -295,6 +296,80 @@ def test_a_long_prompt_in_chunks_beside_decodes() -> None:
             if s.generated == wanted[s]:
                 scheduler.finish(s)
     assert chunks == [512] * 8
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_every_step_serves_answers_and_prompts(data: st.DataObject) -> None:
+    """Prompts arrive at any steps. Each step gives every decoding sequence its token and those with seats their whole budget,
+    first come first: so where there are seats for all, a prompt is read within as many steps as budgets fit into it and those
+    before it, however long answers are."""
+    jobs = data.draw(st.lists(st.tuples(st.integers(0, 30), st.integers(2, 90), st.integers(1, 40)), min_size=1, max_size=8),
+                     label="arrival, prompt, answer")
+    chunk, beside = data.draw(st.integers(1, 60), label="chunk"), data.draw(st.integers(1, 60), label="beside")
+    tokens, seats = data.draw(st.integers(8, 80), label="tokens"), data.draw(st.integers(1, 8), label="seats")
+    scheduler = Scheduler((80,), context=160, max_running=seats, max_tokens=tokens, max_rows=8, chunk=chunk, beside=beside)
+    backend = HashBackend(pages=80, max_tokens=tokens, max_rows=8)
+    least = min(chunk, beside, tokens - 7)
+    due: dict[Sequence, int] = {}
+    wanted = {sequence([i] * prompt, seed=i): answer for i, (_, prompt, answer) in enumerate(jobs)}
+    left = sorted(zip((at for at, _, _ in jobs), wanted, strict=True), key=lambda job: job[0])
+    for now in range(2000):
+        while left and left[0][0] <= now:
+            scheduler.add(s := left.pop(0)[1])
+            unread = sum(other.prompt - other.computed for other in (*scheduler.running, *scheduler.waiting) if not other.generated)
+            due[s] = now - -unread // least
+        decoding = [s for s in scheduler.running if len(s.tokens) - s.computed == 1]
+        if (step := scheduler.schedule()) is None:
+            if not left:
+                break
+            continue
+        scheduler.check()
+        parts = dict(step.parts)
+        assert all(parts.pop(s) == 1 for s in decoding), "every running sequence gets a token each step"
+        budget = min(chunk, tokens - len(decoding))
+        if decoding:
+            budget = min(budget, max(beside, min(seats, len(scheduler.running) + len(scheduler.waiting))))
+        missing = sum(s.prompt - s.computed for s in scheduler.running if s not in decoding)
+        assert sum(parts.values()) == min(budget, missing), "a budget is kept, and used"
+        backend.run(step.batch)
+        scheduler.commit(step, backend.sampled()["token"])
+        assert seats < len(jobs) or all(s.generated or now + 1 < end for s, end in due.items()), "a prompt starves"
+        for s in list(scheduler.running):
+            if s.generated == wanted[s]:
+                scheduler.finish(s)
+    assert not scheduler.running and not scheduler.waiting and not scheduler.preemptions
+    for i, (s, answer) in enumerate(wanted.items()):
+        assert s.tokens[s.prompt :] == expected(s.tokens[: s.prompt], answer, seed=i)
+
+
+@pytest.mark.parametrize("decodes, beside, chunk", [(0, 8, 512), (1, 8, 512), (7, 8, 512), (8, 8, 512), (31, 8, 512),
+                                                    (31, 64, 512), (3, 512, 512), (20, 16, 10), (5, 600, 512)])
+def test_a_long_prompt_beside_so_many_answers(decodes: int, beside: int, chunk: int) -> None:
+    """Alone a prompt is read by `chunk`, beside answers by `beside` or as many tokens as there are sequences: twice the step."""
+    scheduler = Scheduler((600,), context=5000, max_running=32, max_tokens=544, max_rows=32, chunk=chunk, beside=beside)
+    backend = HashBackend(pages=600, max_tokens=544, max_rows=32)
+    for i in range(decodes):
+        scheduler.add(sequence([i]))
+    if decodes:
+        next(steps(scheduler, backend))
+    scheduler.add(long := sequence([7] * 4096))
+    chunks = [dict(step.parts)[long] for _, step in zip(range(8), steps(scheduler, backend), strict=False)]
+    assert chunks == [min(chunk, max(beside, decodes + 1) if decodes else chunk)] * 8
+    assert long.generated == int(sum(chunks) == 4096)
+    scheduler.check()
+
+
+def test_prompts_are_read_faster_as_a_line_forms() -> None:
+    """One answers, and one after another gets in line: a token more a step for each, until they are as many as seats."""
+    scheduler = Scheduler((600,), context=5000, max_running=12, max_tokens=100, max_rows=12, beside=4)
+    backend = HashBackend(pages=600, max_tokens=100, max_rows=12)
+    scheduler.add(first := sequence([0]))
+    seen = []
+    for now, step in zip(range(16), steps(scheduler, backend), strict=False):
+        scheduler.add(sequence([now] * 400))
+        seen.append(sum(n for s, n in step.parts if s is not first))
+    assert first.generated == 16 and seen == [0, 4, 4, 4, 5, 6, 7, 8, 9, 10, 11, 12, 12, 12, 12, 12]
 
 
 def test_preemption_takes_the_youngest_and_changes_nothing() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .common import MODEL_OPTIONS, as_json, open_llm, options
+from .common import MODEL_OPTIONS, as_json, open_llm, options, pick
 
 
 @click.command("serve")
@@ -23,6 +23,9 @@ from .common import MODEL_OPTIONS, as_json, open_llm, options
 @click.option("--max-running", type=click.IntRange(1, 1024), default=8, show_default=True, help="Requests computed at once.")
 @click.option("--max-waiting", type=click.IntRange(0, 1 << 20), default=1024, show_default=True, help="Requests in line.")
 @click.option("--kv-tokens", type=click.IntRange(1), help="Tokens the cache holds for all requests.")
+@click.option("--chunk-beside", type=click.IntRange(1), default=8, show_default=True,
+              help="Prompt tokens a step reads beside running answers, or as many as there are requests (of --max-running) if "
+                   "that is more. Few: answers flow evenly; many, up to 512: new ones begin sooner.")
 @click.option("--drain-timeout", type=click.FloatRange(0), default=30.0, show_default=True,
               help="Seconds running requests get after SIGTERM.")
 @options(MODEL_OPTIONS)
@@ -49,7 +52,7 @@ def command(model: str, address: str, name: str | None, api_key_file: Path | Non
     tls = (tls_cert.read_bytes(), tls_key.read_bytes()) if tls_cert and tls_key else None
     file = resolve(model)  # a wrong name ends here, before a port is taken
     name = name or model_name(model, file)
-    more = {key: value for key in ("max_running", "max_waiting", "kv_tokens") if (value := given.pop(key)) is not None}
+    more = pick(given, ("max_running", "max_waiting", "kv_tokens", "chunk_beside"))
 
     def ready(bound: str) -> None:
         click.echo(json.dumps({"ready": True, "address": bound, "model": name}) if as_json

@@ -112,18 +112,20 @@ class Engine:
 
     defaults: the model's own sampling parameters (names of SamplingParams). context: most tokens of prompt and answer.
     max_running: sequences computed at once; max_waiting: more that may wait; one more is QueueFull.
-    chunk: most prompt tokens in one step, so that running answers go on beside a long prompt.
+    chunk: most prompt tokens in one step. chunk_beside: beside running answers, so that these go on evenly: this many, or
+    one for every request that runs or waits (at most `max_running`) if that is more; None: `chunk`.
     """
 
     def __init__(self, backend: Backend, tokenizer: Tokenizer, *, defaults: Mapping[str, float] | None = None,
                  context: int | None = None, max_running: int = 8, max_waiting: int = 1024, chunk: int = 512,
-                 name: str = "model") -> None:
+                 chunk_beside: int | None = None, name: str = "model") -> None:
         plan = backend.plan
         self.backend, self.tokenizer, self.name = backend, tokenizer, name
         self.vocab = plan.vocab
         self.scheduler = Scheduler(
             backend.pages, groups=plan.groups, context=min(context or plan.context, plan.context),
-            max_running=min(max_running, backend.histories), max_tokens=backend.max_tokens, max_rows=backend.max_rows, chunk=chunk)
+            max_running=min(max_running, backend.histories), max_tokens=backend.max_tokens, max_rows=backend.max_rows, chunk=chunk,
+            beside=chunk_beside)
         self.context = self.scheduler.context
         self.max_running, self.max_waiting = self.scheduler.max_running, max_waiting
         self.defaults = {**NEUTRAL, **(defaults or {})}

@@ -98,13 +98,15 @@ def _order(sequence: Sequence) -> tuple[int, int]:
 
 class Scheduler:
     """Seats, pages and the queue. `pages`: pages of each cache group; `groups` says what these are, all paged and without a
-    window if left out. `chunk`: most prompt tokens in one step; a step holds at most `max_tokens` tokens and `max_rows`
-    flagged rows."""
+    window if left out. `chunk`: most prompt tokens in one step. Beside sequences that decode it is `beside` (None:
+    `chunk`), or one for every sequence that runs or waits, but not for more than have seats, if that is more. A step holds
+    at most `max_tokens` tokens and `max_rows` flagged rows."""
 
     def __init__(self, pages: tuple[int, ...], *, context: int, max_running: int, max_tokens: int, max_rows: int,
-                 chunk: int = 512, groups: tuple[CacheGroup, ...] | None = None) -> None:
-        if min(context, max_running, max_tokens, max_rows, chunk, *pages) < 1:
-            raise FieldInvalid("context, max_running, max_tokens, max_rows, chunk and pages must be at least 1")
+                 chunk: int = 512, beside: int | None = None, groups: tuple[CacheGroup, ...] | None = None) -> None:
+        beside = chunk if beside is None else beside
+        if min(context, max_running, max_tokens, max_rows, chunk, beside, *pages) < 1:
+            raise FieldInvalid("context, max_running, max_tokens, max_rows, chunk, beside and pages must be at least 1")
         self.pools = tuple(PagePool(n) for n in pages)
         most = min(chunk, max_tokens)
         self.spans = tuple(Span.of(g, most) for g in groups) if groups is not None else (Span(),) * len(pages)
@@ -112,7 +114,7 @@ class Scheduler:
                                        if n < span.most(context))])
         self._most = tuple(span.most(self.context) for span in self.spans)
         self.max_running = min(max_running, max_tokens, max_rows)
-        self.max_tokens, self.max_rows, self.chunk = max_tokens, max_rows, chunk
+        self.max_tokens, self.max_rows, self.chunk, self.beside = max_tokens, max_rows, chunk, beside
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.preemptions = 0
@@ -282,12 +284,17 @@ class Scheduler:
     # ---- the batch ----
 
     def _divide(self) -> list[tuple[Sequence, int]]:
-        """Who computes how many tokens: decodes first, then chunks in order until the budgets end."""
+        """Who computes how many tokens: decodes first, then chunks in order until the budgets end.
+
+        A step takes about as long as it has tokens. So few prompt tokens go beside few decodes, more as a line forms, and never
+        so many that a step takes much longer than two in which all seats decode."""
         parts = [(s, 1) for s in self.running if len(s.tokens) - s.computed == 1]
         if len(parts) == len(self.running):
             return parts
         rows = self.max_rows - len(parts)
         budget = min(self.max_tokens - len(parts), self.chunk)
+        if parts:
+            budget = min(budget, max(self.beside, min(len(self.running) + len(self.waiting), self.max_running)))
         for s in self.running:
             missing = len(s.tokens) - s.computed
             if missing == 1 or not budget:
