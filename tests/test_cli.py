@@ -43,6 +43,18 @@ def llm(tiny_model):
         yield made
 
 
+@pytest.mark.parametrize("arguments, seats, waiting, beside", [((), 8, 1024, 8), (
+    ("--max-running", 3, "--max-waiting", 5, "--chunk-beside", 40, "--kv-tokens", 64), 3, 5, 40)])
+def test_serve_gives_the_engine_its_options(cli, tiny_model, monkeypatch, arguments, seats, waiting, beside):
+    served = []
+    monkeypatch.setattr("pyruntime.server.run_server", lambda models, **_: served.extend(load() for load in models.values()))
+    assert cli("serve", tiny_model, *arguments)[0] == 0
+    with served[0] as llm:
+        engine = llm.engine
+        assert (engine.max_running, engine.max_waiting, engine.scheduler.beside) == (seats, waiting, beside)
+        assert engine.scheduler.chunk == 512 and (not arguments or llm.model.memory.kv_tokens == 64)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_teaches_with_an_example(cli, name):
     code, out, err = cli(name, "--help")

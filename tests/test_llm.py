@@ -292,7 +292,7 @@ def test_after_a_fork_the_child_is_told_and_the_parent_goes_on(llm: LLM) -> None
 
 @pytest.mark.parametrize(("options", "field"), [
     ({"backend": "gpu"}, "backend"), ({"context": 0}, "context"), ({"kv_tokens": 1 << 50}, "kv_tokens"),
-    ({"max_running": True}, "max_running"), ({"backend": "torch", "isa": "avx2"}, "isa"),
+    ({"max_running": True}, "max_running"), ({"chunk_beside": 0}, "chunk_beside"), ({"backend": "torch", "isa": "avx2"}, "isa"),
     ({"kv_format": "q3"}, "kv_format"), ({"kv_format": "f16:"}, "kv_format"), ({"kv_format": "f16:f16:f16"}, "kv_format"),
     ({"kv_format": "f16:q8_0"}, "kv_format"),
 ])
