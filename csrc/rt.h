@@ -25,8 +25,9 @@ typedef struct rt_weight {
 enum rt_group_kind { RT_PAGED, RT_LATENT, RT_STATE, RT_GROUP_KINDS }; /* plan.KINDS */
 
 /* window: what each attention op on the group sees at most, 0 = everything. width: of a latent group, how many of a row's head_dim
- * numbers are its V, the first ones; of a state, f32 numbers a layer. */
-typedef struct rt_group { int32_t kind, layers, kv_heads, head_dim, k_format, v_format, window, width, pages; } rt_group;
+ * numbers are its V, the first ones; of a state, f32 numbers a layer. row: of a SCAN's states whose prompts run in blocks, f32 numbers
+ * that a token of an unfinished block leaves behind; 0: token by token. */
+typedef struct rt_group { int32_t kind, layers, kv_heads, head_dim, k_format, v_format, window, width, row, pages; } rt_group;
 
 typedef struct rt_rope { const double *inv_freq; int32_t pairs, interleaved; double mscale; } rt_rope; /* inv_freq [pairs] */
 

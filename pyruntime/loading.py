@@ -103,10 +103,14 @@ def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads
             raise FieldInvalid(f"{name} is {value!r}; it must be a whole number above 0", field=name)
     if quantize is not None and low_memory:
         raise FieldInvalid("quantize makes new weights and low_memory leaves them in the file; choose one", field="quantize")
+    from .machine import precision as asked
+
     file = resolve(path)
     with open_file(file) as opened:
         config = _with_cache(opened.config(), kv_format)
         plan = opened.module.plan(config)
+        if backend != "native" or asked(precision) == "precise":
+            plan = plan.token_by_token()
         source = opened.source(plan, config, quantize)
         tokenizer = opened.tokenizer()
         if tokenizer.vocab_size > plan.vocab:
@@ -190,7 +194,7 @@ def available_memory() -> int:
 def page_bytes(group: CacheGroup) -> int:
     """Bytes of one page of a cache group in all its layers, or of one sequence's state."""
     if group.kind == "state":
-        return 4 * group.layers * group.width
+        return 4 * group.layers * (group.width + PAGE_TOKENS * group.row)
     bits = KV_BITS[group.k_format] + (0 if group.kind == "latent" else KV_BITS[group.v_format])   # a latent row is both
     return PAGE_TOKENS * int(group.layers * group.kv_heads * group.head_dim * bits / 8)
 

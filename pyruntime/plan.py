@@ -6,7 +6,7 @@ Nothing here knows a backend, a rank or a family. Formulas below use x for one t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Union
 
@@ -76,7 +76,8 @@ class CacheGroup:
     kind is one of KINDS. "paged": one page holds, per layer and KV head, K as [head_dim][PAGE_TOKENS] and V as
     [PAGE_TOKENS][head_dim]. "latent": one head, of which a page holds rows [PAGE_TOKENS][head_dim]; a row is K, and its first
     `width` numbers are V too. "state": a page is a slot that holds all a sequence has, `width` f32 a layer, and its table is
-    that one slot; each layer belongs to one op, whose state it is.
+    that one slot; each layer belongs to one op, whose state it is. row: of a Scan's states, f32 numbers that a token of an
+    unfinished block leaves behind its layer's width; with it prompts run in blocks of PAGE_TOKENS positions, with 0 token by token.
     window > 0: every attention op of the group has a window of at most so many tokens.
     """
 
@@ -89,6 +90,7 @@ class CacheGroup:
     v_format: str = "f16"
     window: int = 0
     width: int = 0
+    row: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,6 +402,10 @@ class Plan:
     context: int
     width: int
     cuts: tuple[int, ...] = field(default=(0,))
+
+    def token_by_token(self) -> Plan:
+        """The same, its recurrences never in blocks."""
+        return replace(self, groups=tuple(replace(g, row=0) for g in self.groups))
 
     def slot(self, name: str) -> int:
         """Index of a slot by name."""

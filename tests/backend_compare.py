@@ -46,6 +46,12 @@ def grow_trees(batch: Batch, rng: np.random.Generator) -> None:
             batch.positions[i] = batch.positions[parent] + 1 if parent >= start else batch.positions[start]
 
 
+def some_roles(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Of n tokens, any or in runs."""
+    longest = int(rng.choice([1, 4, 40]))
+    return np.concatenate([np.full(rng.integers(1, longest + 1), rng.integers(0, 2)) for _ in range(n)])[:n].astype(np.uint8)
+
+
 def compare(plan: p.Plan, weights, native, ref: TorchBackend, batch: Batch) -> None:
     """Run a batch op by op: before each the reference gets native's slots and pages, after it the slot it wrote is compared."""
     pages = Pages(native)
@@ -56,13 +62,14 @@ def compare(plan: p.Plan, weights, native, ref: TorchBackend, batch: Batch) -> N
         for slot in plan.slots:
             before[slot.name] = native.slot(slot.name).astype(np.float64)
             ref.slot(slot.name)[:] = native.slot(slot.name)
-        states = states_before(plan, op, ref, batch)
+        states = sizes_before(op, native, batch)
         native.run(batch, at, at + 1)
         ref.run(batch, at, at + 1)
         name = next(getattr(op, f) for f in ("out", "qkv") if hasattr(op, f))
         got, want = native.slot(name).astype(np.float64), ref.slot(name).astype(np.float64)
         if isinstance(op, p.Scan):
-            limit, after = scan_bound(op, weights, batch, before, states)
+            blocks = native.plan.groups[native.plan.group(op.group)].row > 0
+            limit, after = scan_bound(op, weights, batch, before, states, blocks)
         else:
             limit, after = bound(op, weights, ref, batch, before), [0.0] * len(states)
         over = np.abs(got - want) > limit
@@ -78,24 +85,44 @@ def compare(plan: p.Plan, weights, native, ref: TorchBackend, batch: Batch) -> N
             compare_states(plan, op, native, ref, batch, after)
 
 
-def states_before(plan: p.Plan, op: p.Op, ref: TorchBackend, batch: Batch) -> list[np.ndarray]:
-    """What each sequence's state is before a recurrent op, f64: zeros before the first token."""
+def sizes_before(op: p.Op, native, batch: Batch) -> list[np.ndarray]:
+    """How large each sequence's state is before a recurrent op, f64, in its parts: zeros before the first token."""
     if not isinstance(op, (p.Conv, p.Scan)):
         return []
-    slots = batch.tables[plan.group(op.group)][:, 0]
+    slots = batch.tables[native.plan.group(op.group)][:, 0]
     old = batch.kv_lens > np.diff(batch.starts)
-    return [ref.states[op.group].values[op.layer, slot].double().numpy() * was for slot, was in zip(slots, old, strict=True)]
+    return [np.where(was, state_now(native, op, slot, sizes=True), 0.0) for slot, was in zip(slots, old, strict=True)]
 
 
 def compare_states(plan: p.Plan, op: p.Conv | p.Scan, native, ref: TorchBackend, batch: Batch, limits: list) -> None:
     """What a recurrent op left, within limits; then the reference takes native's."""
     group = plan.group(op.group)
     for slot, limit in zip(batch.tables[group][:, 0], limits, strict=True):
-        mine = native.page(group, slot).view(np.float32).reshape(plan.groups[group].layers, -1)[op.layer]
+        mine = state_now(native, op, slot)
         theirs = ref.states[op.group].values[op.layer, slot]
-        over = np.abs(mine.astype(np.float64) - theirs.double().numpy()) > limit
-        assert not over.any(), f"op {op}: the state of slot {slot} is further apart than allowed"
-        theirs[:] = torch.from_numpy(mine.copy())
+        over = np.abs(mine - theirs.double().numpy()) > limit
+        assert not over.any(), f"op {op}: the state of slot {slot}, {np.abs(mine - theirs.double().numpy())[over].max()} apart, " \
+                               f"{limit[over].max()} allowed"
+        theirs[:] = torch.from_numpy(mine.astype(np.float32))
+
+
+def state_now(native, op: p.Conv | p.Scan, slot: int, sizes: bool = False) -> np.ndarray:
+    """A layer's state, f64: a Scan's with what its unfinished block keeps taken in. sizes: of the parts, where they may cancel."""
+    group = native.plan.groups[native.plan.group(op.group)]
+    state, rows = np.split(native.page(native.plan.group(op.group), slot).view(np.float32).reshape(group.layers, -1)[op.layer]
+                           .astype(np.float64), [group.width])
+    state, rows = (np.abs(state), np.abs(rows)) if sizes else (state, rows)
+    if not group.row:
+        return state
+    *rows, last = rows.reshape(p.PAGE_TOKENS, group.row)
+    assert not last[1:].any() and not np.any(rows[int(last[0]) :])
+    span = op.groups * op.numbers
+    state = state.reshape(op.heads, op.numbers, -1)
+    for row in rows[: int(last[0])]:
+        x, b, dt, decay = np.split(row, np.cumsum([group.row - span - 2 * op.heads, span, op.heads]))
+        b = b.reshape(op.groups, op.numbers, 1).repeat(op.heads // op.groups, 0)
+        state = decay[:, None, None] * state + b * (dt[:, None] * x.reshape(op.heads, -1))[:, None]
+    return state.ravel()
 
 
 def compare_pages(plan: p.Plan, op: p.RopeKV | p.LatentKV, pages: Pages, ref: TorchBackend, batch: Batch, fine: float) -> None:

@@ -15,7 +15,7 @@ from itertools import cycle
 
 import numpy as np
 import torch
-from backend_compare import PAGES, ROWS, compare, schedule
+from backend_compare import PAGES, ROWS, compare, schedule, some_roles
 from faults import FAULTS
 from reference_models import native_backend, random_values, stored
 from sampling_cases import equals_the_book, random_row, rows_of, run, sampler
@@ -89,7 +89,7 @@ def ops(name: str) -> Callable[[str], None]:
         rng = np.random.default_rng(1)
         for lengths in ((39, 5, 18), (7, 34)):
             for batch in schedule(native.plan, rng, lengths=lengths):
-                batch = replace(batch, roles=rng.integers(0, 2, len(batch.tokens)).astype(np.uint8))
+                batch = replace(batch, roles=some_roles(rng, len(batch.tokens)))
                 compare(native.plan, model(name)[2], native, ref, batch)
     check.__name__ = f"ops {name}"
     return check

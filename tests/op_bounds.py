@@ -24,7 +24,9 @@ Given the same slots and the same cache, the reference (sums in f64, A16 roundin
   cache       a value is rounded once more: the f16 neighbour at most, 2^-10 |x| + 2^-24.
   convolution the bias and `taps` fused steps: (taps + 1) u (sum |w||x| + |bias|), then an activation as a gate. The state is equal.
   scan        dt and decay = e^(dt a) are f64 rounded once: u dt, and decay (1 + |dt a|) u. A state takes in three roundings a
-              step on top of what it had, decay's error and dt's; out: `numbers` fused steps and D's.
+              step on top of what it had, decay's error and dt's; out: `numbers` fused steps and D's. In blocks of up to 16:
+              15 products of decays, 16 fused steps and two products more, 34 u for a state at a block's end; an output has
+              those, the steps of c with b and 4 more.
   gated norm  a gate, a norm of it (whose error the gate's 8 u joins) and one or two products.
   route       both in f64, from the same logits: the ids are equal, a weight is rounded to f32: 2 u.
   routed sum  one fused step a part: (parts + 2) u (|out| + sum |weight||x|).
@@ -46,6 +48,7 @@ from pyruntime import plan as p
 from pyruntime import quant
 from pyruntime.backends.torch import TorchBackend
 from pyruntime.backends.torch_ops import bf16
+from pyruntime.plan import PAGE_TOKENS
 from pyruntime.types import Batch
 from pyruntime.weights import Weights
 
@@ -232,12 +235,13 @@ def conv_bound(op: p.Conv, weights: Weights, ref: TorchBackend, batch: Batch, be
         largest[new] = x[new].max(0)
     held = np.abs(ref.states[op.group].values.double().numpy()).reshape(-1, channels).max(0)
     sizes = np.maximum(largest, held) * w.sum(1) + (np.abs(weights[op.bias].f32()) if op.bias else 0)
-    return 1.13 * (op.taps + 1) * U * sizes + 10 * U * np.abs(ref.slot(op.out).astype(np.float64)) + TINY
+    return (1.13 * (op.taps + 1) + 8) * U * sizes + U * np.abs(ref.slot(op.out).astype(np.float64)) + TINY
 
 
 def scan_bound(op: p.Scan, weights: Weights, batch: Batch, before: dict[str, np.ndarray],
-               states: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Bounds of the slot and of each sequence's state, by its own f64 recurrence from the states before."""
+               states: list[np.ndarray], blocks: bool) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Bounds of the slot and of each sequence's state, by its own f64 recurrence from the sizes of those before. blocks: a prompt's tokens
+    run in blocks."""
     def values(name: str | None) -> np.ndarray:
         return 0.0 if name is None else weights[name].f32().astype(np.float64)
 
@@ -248,18 +252,20 @@ def scan_bound(op: p.Scan, weights: Weights, batch: Batch, before: dict[str, np.
     a, d = values(op.a), np.broadcast_to(values(op.d), op.heads)
     share = op.heads // op.groups
     for s, state in enumerate(states):
-        held = np.abs(state).reshape(op.heads, op.numbers, dim)
+        held = state.reshape(op.heads, op.numbers, dim)
         wrong = np.zeros_like(held)
-        for t in range(batch.starts[s], batch.starts[s + 1]):
+        at, end = batch.kv_lens[s] - batch.starts[s + 1], batch.starts[s + 1]
+        for t in range(batch.starts[s], end):
+            ends = blocks and ((at + t + 1) % PAGE_TOKENS == 0 or t + 1 == end or batch.roles[t] != batch.roles[t + 1])
             x = np.abs(before[op.x][t, :width]).reshape(op.heads, 1, dim) * dt[t][:, None, None]
-            b, c = (np.abs(before[op.x][t, at : at + span]).reshape(op.groups, op.numbers, 1).repeat(share, 0)
-                    for at in (width, width + span))
+            b, c = (np.abs(before[op.x][t, first : first + span]).reshape(op.groups, op.numbers, 1).repeat(share, 0)
+                    for first in (width, width + span))
             decay, slope = np.exp(dt[t] * a)[:, None, None], np.abs(dt[t] * a)[:, None, None]
             wrong = decay * wrong + decay * held * (2 + slope) * U + 4 * U * (b * x)
             held = decay * held + b * x
-            wrong += 2 * U * held
+            wrong += (36 if ends else 2) * U * held
             skip = np.abs(d[:, None] * before[op.x][t, :width].reshape(op.heads, dim))
-            out[t] = ((c * wrong).sum(1) + (op.numbers + 3) * U * ((c * held).sum(1) + skip)).ravel()
+            out[t] = ((c * wrong).sum(1) + (op.numbers + (38 if blocks else 3)) * U * ((c * held).sum(1) + skip)).ravel()
         left.append(wrong.ravel() + U * held.ravel() + TINY)
     return 1.01 * out + TINY, [1.01 * w for w in left]
 

@@ -368,7 +368,7 @@ def test_no_words_of_a_plan_crash(data, deep):
         table = data.draw(st.sampled_from([ops, ops, ops, slots.view(np.uint32), groups.view(np.uint32)]))
         row = data.draw(st.integers(0, table.shape[0] - 1))
         table[row, data.draw(st.integers(0, min(table.shape[1], 14) - 1))] = data.draw(odd)
-    _, layers, kv_heads, head_dim, _, _, _, width, pages = groups[0].tolist()
+    _, layers, kv_heads, head_dim, _, _, _, width, _, pages = groups[0].tolist()
     hypothesis.assume(layers * max(kv_heads * head_dim, width) * max(pages, 1) < 2**28)
     try:
         engine = _engine.Engine(ops, slots, list(weights), groups, [(np.array(plan.ropes[0].inv_freq), True, 1.0)], plan.vocab,

@@ -648,6 +648,42 @@ def test_a_scan_follows_f64(seed: int, head_dim: int, numbers: int, tokens: int)
     assert (np.abs(after - s) <= 3 * tokens * U * size).all()
 
 
+@given(seeds, kinds, st.integers(1, 100), st.integers(1, 40), st.integers(1, 16), st.data())
+@few
+def test_blocks_equal_scalar_answered_in_any_parts(kernels: Kernels, seed: int, kind: str, head_dim: int, numbers: int,
+                                                   tokens: int, data: st.DataObject) -> None:
+    """The whole block at once, by scalar; then its tokens bit by bit, the state left alone until its end."""
+    rng = np.random.default_rng(seed)
+    xbc, state = recurrent(rng, kind, tokens, head_dim + 2 * numbers), recurrent(rng, kind, numbers, head_dim)
+    dt, decay = rng.uniform(0, 2, tokens).astype(np.float32), rng.uniform(0, 1, tokens).astype(np.float32)
+    want, after = SCALAR.scan_block(xbc, dt, decay, 0.7, state, 0, True)
+    assert all(same(*two) for two in zip((want, after), kernels.scan_block(xbc, dt, decay, 0.7, state, 0, True), strict=True))
+    ends = sorted({*data.draw(st.lists(st.integers(1, tokens), max_size=4)), tokens})
+    for first, end in zip([0, *ends], ends, strict=False):
+        out, left = kernels.scan_block(xbc[:end], dt[:end], decay[:end], 0.7, state, first, False)
+        assert same(out, want[first:end]) and same(left, state)
+    out, left = kernels.scan_block(xbc, dt, decay, 0.7, state, tokens, True)
+    assert len(out) == 0 and same(left, after)
+
+
+@given(seeds, st.integers(1, 100), st.integers(1, 40), st.integers(1, 16))
+@few
+def test_a_block_follows_f64(seed: int, head_dim: int, numbers: int, tokens: int) -> None:
+    """Up to 15 products of decays, 16 fused steps, and the numbers c and b have."""
+    rng = np.random.default_rng(seed)
+    xbc, state = recurrent(rng, "tame", tokens, head_dim + 2 * numbers), recurrent(rng, "tame", numbers, head_dim)
+    dt, decay = rng.uniform(0, 2, tokens).astype(np.float32), rng.uniform(0, 1, tokens).astype(np.float32)
+    out, after = SCALAR.scan_block(xbc, dt, decay, 0.7, state, 0, True)
+    s, size = state.astype(np.float64), np.abs(state).astype(np.float64)
+    for t, row in enumerate(xbc.astype(np.float64)):
+        x, b, c = np.split(row, [head_dim, head_dim + numbers])
+        s = decay[t] * s + np.outer(b, dt[t] * x)
+        size = decay[t] * size + np.abs(np.outer(b, dt[t] * x))
+        slack = (numbers + 38) * U * (np.abs(c) @ size + abs(0.7 * x)) + TINY
+        assert (np.abs(out[t] - (c @ s + np.float32(0.7) * x)) <= slack).all()
+    assert (np.abs(after - s) <= 34 * U * size + TINY).all()
+
+
 @given(seeds, kinds, lengths, st.booleans())
 @few
 def test_a_gated_norm_equals_scalar(kernels: Kernels, seed: int, kind: str, n: int, gate_last: bool) -> None:
@@ -684,6 +720,10 @@ def test_doors_refuse_wrong_shapes() -> None:
         SCALAR.conv(np.ones((1, 4), np.float32), np.ones((4, 1), np.float32), None, np.ones((0, 4), np.float32), 0)
     with pytest.raises(FieldInvalid):
         SCALAR.scan(np.ones((1, 4), np.float32), np.ones(1, np.float32), np.ones(1, np.float32), 0.0, np.ones((2, 2), np.float32))
+    ones = np.ones((17, 3), np.float32), np.ones(17, np.float32), np.ones(17, np.float32)
+    for tokens, first in ((17, 0), (3, 4), (3, -1)):
+        with pytest.raises(FieldInvalid):
+            SCALAR.scan_block(*(x[:tokens] for x in ones), 0.0, np.ones((1, 1), np.float32), first, True)
 
 
 @pytest.mark.parametrize("isa", [i.name for i in _kernels.isas()])

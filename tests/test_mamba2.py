@@ -117,6 +117,20 @@ def test_256_steps_equal_the_scan(usual: Family) -> None:
     assert all(np.array_equal(backends["steps"].page(g, 7 + g), backends["whole"].page(g, 7 + g)) for g in range(2))
 
 
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+def test_blocks_equal_transformers(made: Family, chunks: list[int]) -> None:
+    """As every profile but `precise` runs a prompt; and 256 tokens, past many blocks."""
+    def blocks(**more):
+        return native_backend(made.plan, made.weights, precision="balanced", paths=("a16", "a16"), threads=2, pages=17,
+                              max_rows=256, **more)
+
+    got = logits(blocks(), made.ids, chunks)
+    assert made.distance(got) <= 1e-4 and np.array_equal(got, logits(blocks(), made.ids, [LENGTH]))
+    assert not np.array_equal(got, logits(made.backend("native"), made.ids, chunks))
+    ids = np.random.default_rng(8).integers(0, made.plan.vocab, 256).tolist()
+    assert made.distance(logits(blocks(), ids, [256]), made.truth(ids)) <= 1e-4
+
+
 # ---- and what is not ----
 
 def spaced(config: ModelConfig, **fields: object) -> ModelConfig:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from backend_compare import PAGES, ROWS, compare, schedule
+from backend_compare import PAGES, ROWS, compare, schedule, some_roles
 from hybrid_plans import hybrid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -115,11 +115,12 @@ def test_every_op_stays_within_its_bound(model, data):
     low_memory, paths = data.draw(st.booleans()), data.draw(st.sampled_from([("a16", "a16"), ("bf16", "a16"), ("bf16", "bf16")]))
     blocks = stored(plan, values, formats, low_memory=True)
     native = native_backend(plan, blocks if low_memory else stored(plan, values, formats), pages=PAGES, max_tokens=64,
-                            max_rows=ROWS, threads=data.draw(st.integers(1, 2)), paths=paths)
+                            max_rows=ROWS, threads=data.draw(st.integers(1, 2)), paths=paths,
+                            precision=data.draw(st.sampled_from(["balanced", "precise"])))
     ref = TorchBackend(plan, blocks, pages=PAGES, max_tokens=64, max_rows=ROWS, dtype=torch.float64, paths=paths)
     lengths = tuple(int(n) for n in rng.integers(1, 45, data.draw(st.integers(1, 3))))
     for batch in schedule(plan, rng, lengths=lengths):
-        compare(plan, blocks, native, ref, replace(batch, roles=rng.integers(0, 2, len(batch.tokens)).astype(np.uint8)))
+        compare(plan, blocks, native, ref, replace(batch, roles=some_roles(rng, len(batch.tokens))))
     native.close()
 
 

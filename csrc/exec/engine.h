@@ -61,11 +61,12 @@ enum rt_scoring { RT_SOFTMAX, RT_SIGMOID, RT_SCORINGS }; /* plan.Scoring */
 typedef struct rt_bound { enum rt_op_kind kind; rt_op_fields f; rt_linear linear; rt_each each; } rt_bound;
 
 /* One group: [page][layer][kv_head][K [head_dim][16] | V [16][head_dim]]; a latent one: [page][layer][row [head_dim] of 16], of
- * which the first value_dim numbers are V; of states [slot][layer][width]. */
+ * which the first value_dim numbers are V; of states [slot][layer][width], behind each layer's width, with a row, [RT_PAGE]
+ * [row]: the last one's first number says how many of the others are kept; the rest is 0. */
 typedef struct rt_cache {
   rt_region memory;
   enum rt_group_kind kind;
-  int32_t layers, kv_heads, head_dim, value_dim, window, width, pages;
+  int32_t layers, kv_heads, head_dim, value_dim, window, width, row, pages;
   rt_format k_format, v_format;
   size_t k_bytes, head_bytes, layer_bytes, page_bytes;
   int32_t *positions; /* [pages][16] stored position of each slot */
@@ -148,6 +149,7 @@ struct rt_engine {
   rt_sampled *sampled;   /* [max_rows] */
   uint8_t *acts;         /* activations of every token, when more than RT_FUSED */
   float *rates;          /* dt and decay of a SCAN's heads [max_tokens][2][heads] */
+  float *mixes;          /* of a SCAN in blocks: C of a token with B of its block's [max_tokens][groups][RT_PAGE] */
   rt_pairs pairs;
   uint32_t checks;       /* number of this batch check */
   rt_partials partials;  /* of RT_SPLIT_UNITS (token, KV head) pairs */
@@ -159,7 +161,7 @@ struct rt_engine {
   size_t acts_bytes, fused_bytes, group_bytes, row_floats;
   size_t pairs_most, keys_most;
   size_t page_floats;                        /* scratch of a tile's attention */
-  int32_t scan_heads;
+  int32_t scan_heads, scan_groups;
   int32_t share, query_rows, partial_floats; /* query heads of a KV head; rows of a tile; floats of a tile's partial */
 };
 

@@ -344,13 +344,14 @@ static bool bind_attention(const binding *b, rt_bound *o) {
   return true;
 }
 
-/* The state that an op alone goes on from: `width` numbers. */
-static bool state_of(const binding *b, int32_t group, int32_t layer, int64_t width) {
+/* The state that an op alone goes on from: `width` numbers, and rows of `row` if it keeps any. */
+static bool state_of(const binding *b, int32_t group, int32_t layer, int64_t width, int64_t row) {
   if (group < 0 || group >= b->e->n_groups) return refuse(b, "group is %d; the plan has %d", group, b->e->n_groups);
   const rt_cache *c = &b->e->groups[group];
   if (c->kind != RT_STATE) return refuse(b, "group is %d, which holds pages; a state is needed", group);
   if (layer < 0 || layer >= c->layers) return refuse(b, "layer is %d; its cache group has %d", layer, c->layers);
   if (c->width != width) return refuse(b, "group is %d, states of %d numbers; %lld are needed", group, c->width, (long long)width);
+  if (c->row != 0 && c->row != row) return refuse(b, "group is %d, rows of %d numbers; %lld are needed", group, c->row, (long long)row);
   for (int32_t i = 0; i < b->op; i++) {
     int32_t its_group, its_layer;
     if (rt_is_recurrent(&b->e->ops[i], &its_group, &its_layer) && its_group == group && its_layer == layer)
@@ -378,7 +379,7 @@ static bool bind_conv(const binding *b, rt_bound *o) {
   if (channels > CHANNELS_MOST) return refuse(b, "it has %d channels; at most %d are supported", channels, CHANNELS_MOST);
   return part_of(b, "x", f->x, f->first, channels) && vector_of(b, "weight", f->weight, channels * f->taps, true, &values) &&
          vector_of(b, "bias", f->bias, channels, false, &values) &&
-         state_of(b, f->group, f->layer, (int64_t)(f->taps - 1) * channels);
+         state_of(b, f->group, f->layer, (int64_t)(f->taps - 1) * channels, 0);
 }
 
 static bool bind_scan(const binding *b, rt_bound *o) {
@@ -395,7 +396,8 @@ static bool bind_scan(const binding *b, rt_bound *o) {
   if (f->x == f->out || f->dt == f->out) return refuse(b, "it reads and writes slot %d", f->out);
   return slot_of(b, "x", f->x, width + 2 * (int64_t)f->groups * f->numbers, 0) && part_of(b, "dt", f->dt, f->first, f->heads) &&
          vector_of(b, "dt_bias", f->dt_bias, f->heads, false, &values) && vector_of(b, "a", f->a, f->heads, true, &values) &&
-         vector_of(b, "d", f->d, f->heads, false, &values) && state_of(b, f->group, f->layer, (int64_t)width * f->numbers);
+         vector_of(b, "d", f->d, f->heads, false, &values) &&
+         state_of(b, f->group, f->layer, (int64_t)width * f->numbers, width + (int64_t)f->groups * f->numbers + 2 * f->heads);
 }
 
 static bool bind_gated_norm(const binding *b, rt_bound *o) {
@@ -494,10 +496,12 @@ static bool bind_states(const binding *b, int32_t i) {
   const rt_group *g = &b->plan->groups[i];
   rt_cache *c = &b->e->groups[i];
   if (!range(b->st, "a state group's layers", g->layers, 1, LAYERS_MOST) ||
-      !range(b->st, "a state's width", g->width, 1, STATE_MOST) || !range(b->st, "pages", g->pages, 1, PAGES_MOST))
+      !range(b->st, "a state's width", g->width, 1, STATE_MOST) || !range(b->st, "a state's row", g->row, 0, STATE_MOST) ||
+      !range(b->st, "pages", g->pages, 1, PAGES_MOST))
     return false;
-  *c = (rt_cache){.kind = RT_STATE, .layers = g->layers, .width = g->width, .pages = g->pages,
+  *c = (rt_cache){.kind = RT_STATE, .layers = g->layers, .width = g->width, .row = g->row, .pages = g->pages,
                   .layer_bytes = (size_t)g->width * sizeof(float)};
+  c->layer_bytes += RT_PAGE * (size_t)c->row * sizeof(float);
   c->page_bytes = c->layer_bytes * (size_t)c->layers;
   return make_pages(c, b->st);
 }
@@ -571,7 +575,11 @@ static void measure(rt_engine *e) {
       e->query_rows = e->share > RT_QUERY_ROWS ? e->share : RT_QUERY_ROWS / e->share * e->share;
       widest = width > widest ? width : widest;
     }
-    if (o->kind == RT_OP_SCAN && o->f.scan.heads > e->scan_heads) e->scan_heads = o->f.scan.heads;
+    if (o->kind == RT_OP_SCAN) {
+      const rt_op_scan *f = &o->f.scan;
+      e->scan_heads = f->heads > e->scan_heads ? f->heads : e->scan_heads;
+      if (e->groups[f->group].row && f->groups > e->scan_groups) e->scan_groups = f->groups;
+    }
     if (o->each.matrix) {
       const rt_each *each = &o->each;
       size_t pairs = (size_t)e->limits.max_tokens * (size_t)each->parts;
@@ -660,6 +668,7 @@ static void lay_out(rt_engine *e, taker *t) {
   e->sampled = take(t, rows, sizeof *e->sampled);
   e->acts = take(t, e->acts_bytes, 1);
   e->rates = take(t, tokens * 2 * (uint64_t)e->scan_heads, sizeof(float));
+  e->mixes = take(t, tokens * (uint64_t)e->scan_groups, RT_PAGE * sizeof(float));
   e->pairs.place = take(t, e->pairs_most, sizeof *e->pairs.place);
   e->pairs.at = take(t, e->pairs_most, sizeof *e->pairs.at);
   e->pairs.ends = take(t, e->keys_most, sizeof *e->pairs.ends);

@@ -23,7 +23,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { PHASES = 2 };
+enum { PHASES = 3 }; /* the last is SCAN's alone */
 /* ---- EMBED ---- */
 
 static void matrix_row(const rt_engine *e, int32_t weight, int32_t row, float scale, float *out, rt_scratch *s) {
@@ -368,6 +368,7 @@ static rt_phase open_phase(void *self, int32_t phase) {
   rt_engine *e = self;
   rt_bound *o = &e->ops[e->step.first + phase / PHASES];
   int32_t part = phase % PHASES, tokens = e->step.batch->n_tokens;
+  if (part == PHASES - 1 && o->kind != RT_OP_SCAN) return (rt_phase){0, 1};
   switch (o->kind) {
     case RT_OP_EMBED:
     case RT_OP_ROUTE:
@@ -410,8 +411,9 @@ static void run_units(void *self, int32_t phase, int32_t first, int32_t last, in
     case RT_OP_CONV: for (int32_t u = first; u < last; u++) rt_conv_unit(e, &o->f.conv, u); break;
     case RT_OP_SCAN:
       for (int32_t u = first; u < last; u++)
-        if (part) rt_scan_unit(e, &o->f.scan, u);
-        else rt_scan_rates(e, &o->f.scan, u);
+        if (part == 0) rt_scan_token(e, &o->f.scan, u);
+        else if (part == 1) rt_scan_head(e, &o->f.scan, u);
+        else rt_scan_keep(e, &o->f.scan, u);
       break;
     case RT_OP_GATED_NORM: for (int32_t t = first; t < last; t++) rt_gated_norm_row(e, &o->f.gated_norm, t); break;
     case RT_OP_ROPE_KV:

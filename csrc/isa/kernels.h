@@ -72,6 +72,16 @@ struct rt_scan_args { /* tokens of one sequence, one head; rows of x, b and c ar
   float d;
 };
 
+struct rt_scan_block_args { /* up to RT_PAGE tokens in a row of one head; those from `first` on are answered */
+  const float *x[RT_PAGE], *b[RT_PAGE];    /* of each token: [head_dim], [numbers] */
+  const float *c[RT_PAGE], *mix[RT_PAGE];  /* of each from `first` on: [numbers]; c with b of the tokens up to it */
+  float *out[RT_PAGE];                     /* of each from `first` on: [head_dim] */
+  float dt[RT_PAGE], decay[RT_PAGE];
+  float *state;                            /* before the first of them; with `ends` it becomes the one after the last */
+  int32_t tokens, first, ends, head_dim, numbers; /* [numbers][head_dim] is the state */
+  float d;
+};
+
 /* y[m][16*(last-first)] (row stride ldy) = packed groups [first, last) times each of m activations (stride act_stride).
  * `packed` points at group 0; a group is kp / tile_k tiles. Any m; each row's bits equal those of m = 1. */
 typedef void rt_linear_kernel(const uint8_t *packed, int k, int first, int last, const uint8_t *act, size_t act_stride, int m,
@@ -120,6 +130,9 @@ struct rt_kernels {
   /* The recurrences of ops/conv.h and ops/scan.h; the state goes on to what it is after the last token. */
   void (*conv)(const struct rt_conv_args *args);
   void (*scan)(const struct rt_scan_args *args);
+  /* mix[j] = c [numbers] with b[j] [numbers], of n <= RT_PAGE tokens. */
+  void (*scan_mix)(const float *c, const float *const *b, int n, int numbers, float *mix);
+  void (*scan_block)(const struct rt_scan_block_args *args);
   /* One group of a row: out = rmsnorm(x * silu(gate)) * norm, or rmsnorm(x) * norm * silu(gate). [n] each; out may be x. */
   void (*gated_norm)(const float *x, const float *gate, int n, const float *norm, float eps, int gate_last, float *out);
   /* x <- softcap * tanh(scale * x / softcap), or scale * x when softcap is 0. */

@@ -19,20 +19,34 @@ V_INLINE v16f rt_conv_input(const struct rt_conv_args *a, int t, int c, int lane
   return v_load_n(row + c, lanes, 0.0f);
 }
 
-static void rt_conv(const struct rt_conv_args *a) {
-  float w[RT_TAPS][16] = {{0}};
-  for (int c = 0; c < a->channels; c += 16) {
-    int lanes = a->channels - c < 16 ? a->channels - c : 16;
-    v16f bias = a->bias != NULL ? v_load_n(a->bias + c, lanes, 0.0f) : v_zero();
-    for (int l = 0; l < lanes; l++)
-      for (int i = 0; i < a->taps; i++) w[i][l] = a->w[(c + l) * a->taps + i];
-    for (int t = 0; t < a->tokens; t++) {
-      v16f acc = bias;
-      for (int i = 0; i < a->taps; i++) acc = v_fma(v_load(w[i]), rt_conv_input(a, t - a->taps + 1 + i, c, lanes), acc);
-      v_store_n(a->out + (size_t)t * a->out_stride + c, rt_activate(a->activation, acc), lanes);
-    }
-    for (int i = 0; i < a->taps - 1; i++) /* ascending: what is read lies behind what is written */
-      v_store_n(a->state + (size_t)i * a->state_stride + c, rt_conv_input(a, a->tokens - a->taps + 1 + i, c, lanes), lanes);
+enum { RT_CONV_VECTORS = 4 }; /* of channels that go through the tokens together: a row's whole lines */
+
+/* Channels [c, c + n), n at most 16 RT_CONV_VECTORS. */
+static void rt_conv_channels(const struct rt_conv_args *a, int c, int n) {
+  float w[RT_CONV_VECTORS][RT_TAPS][16] = {{{0}}}, bias[RT_CONV_VECTORS][16] = {{0}};
+  for (int l = 0; l < n; l++) {
+    bias[l / 16][l % 16] = a->bias != NULL ? a->bias[c + l] : 0.0f;
+    for (int i = 0; i < a->taps; i++) w[l / 16][i][l % 16] = a->w[(c + l) * a->taps + i];
   }
+  for (int t = 0; t < a->tokens; t++)
+    for (int v = 0; v * 16 < n; v++) {
+      int lanes = n - v * 16 < 16 ? n - v * 16 : 16;
+      v16f acc = v_load(bias[v]);
+      for (int i = 0; i < a->taps; i++)
+        acc = v_fma(v_load(w[v][i]), rt_conv_input(a, t - a->taps + 1 + i, c + v * 16, lanes), acc);
+      v_store_n(a->out + (size_t)t * a->out_stride + c + v * 16, rt_activate(a->activation, acc), lanes);
+    }
+}
+
+static void rt_conv(const struct rt_conv_args *a) {
+  for (int c = 0, n; c < a->channels; c += n) {
+    n = a->channels - c < 16 * RT_CONV_VECTORS ? a->channels - c : 16 * RT_CONV_VECTORS;
+    rt_conv_channels(a, c, n);
+  }
+  for (int i = 0; i < a->taps - 1; i++) /* ascending: what is read lies behind what is written */
+    for (int c = 0; c < a->channels; c += 16) {
+      int lanes = a->channels - c < 16 ? a->channels - c : 16;
+      v_store_n(a->state + (size_t)i * a->state_stride + c, rt_conv_input(a, a->tokens - a->taps + 1 + i, c, lanes), lanes);
+    }
 }
 #endif

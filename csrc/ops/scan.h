@@ -11,7 +11,7 @@
 
 /* `tokens` tokens from t on (they share the loads of the state) and `parts` vectors from p on, of which the last has `lanes`
  * lanes: constants where it pays. */
-V_INLINE void rt_scan_block(const struct rt_scan_args *a, int t, int tokens, int p, int parts, int lanes) {
+V_INLINE void rt_scan_tokens(const struct rt_scan_args *a, int t, int tokens, int p, int parts, int lanes) {
   v16f in[4], sum[4], decay[4];
   const float *b = a->b + (size_t)t * a->x_stride, *c = a->c + (size_t)t * a->x_stride;
   for (int i = 0; i < tokens; i++) {
@@ -42,11 +42,11 @@ V_INLINE void rt_scan_block(const struct rt_scan_args *a, int t, int tokens, int
     }
 }
 
-static void rt_scan_four_tokens(const struct rt_scan_args *a, int t, int p) { rt_scan_block(a, t, 4, p, 1, 16); }
-static void rt_scan_four_parts(const struct rt_scan_args *a, int t, int p) { rt_scan_block(a, t, 1, p, 4, 16); }
+static void rt_scan_four_tokens(const struct rt_scan_args *a, int t, int p) { rt_scan_tokens(a, t, 4, p, 1, 16); }
+static void rt_scan_four_parts(const struct rt_scan_args *a, int t, int p) { rt_scan_tokens(a, t, 1, p, 4, 16); }
 static void rt_scan_one(const struct rt_scan_args *a, int t, int p, int lanes) {
-  if (lanes == 16) rt_scan_block(a, t, 1, p, 1, 16);
-  else rt_scan_block(a, t, 1, p, 1, lanes);
+  if (lanes == 16) rt_scan_tokens(a, t, 1, p, 1, 16);
+  else rt_scan_tokens(a, t, 1, p, 1, lanes);
 }
 
 static void rt_scan(const struct rt_scan_args *a) {

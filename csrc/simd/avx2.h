@@ -14,6 +14,7 @@ typedef struct v16m { __m256 a, b; } v16m;
 #define V_EACH(f, x, y) (v16f){f((x).a, (y).a), f((x).b, (y).b)}
 
 #define V_ROWS 6 /* query rows that share a load in attention_tile: 12 sums, a row of the page, a query */
+#define V_SCAN_TOKENS 4 /* tokens of scan_block that share a load of the state */
 #define V_SUMS 4 /* sums that attention keeps in registers for one token */
 
 V_INLINE v16f v_set1(float x) { __m256 r = _mm256_set1_ps(x); return (v16f){r, r}; }

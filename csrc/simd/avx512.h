@@ -16,6 +16,7 @@ typedef __m512i v16i;
 typedef __mmask16 v16m;
 
 #define V_ROWS 12 /* query rows that share a load in attention_tile */
+#define V_SCAN_TOKENS 8 /* tokens of scan_block that share a load of the state */
 #define V_SUMS 16 /* sums that attention keeps in registers for one token */
 #define V_FAR     /* products outrun what the first cache can ask of memory: ops/linear.h fetches further ahead */
 

@@ -19,6 +19,7 @@ typedef struct v16m { uint32x4_t a, b, c, d; } v16m;
 #define V_EACH(type, f, x, y) (type){f((x).a, (y).a), f((x).b, (y).b), f((x).c, (y).c), f((x).d, (y).d)}
 
 #define V_ROWS 6 /* query rows that share a load in attention_tile: 24 sums, a row of the page, a query */
+#define V_SCAN_TOKENS 4 /* tokens of scan_block that share a load of the state */
 #define V_SUMS 4 /* sums that attention keeps in registers for one token */
 
 V_INLINE v16f v_set1(float x) { float32x4_t r = vdupq_n_f32(x); return (v16f){r, r, r, r}; }

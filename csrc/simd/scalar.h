@@ -19,6 +19,7 @@ typedef struct v16m { uint32_t bits; } v16m;
 #define V_LANES for (int l = 0; l < 16; l++)
 
 #define V_ROWS 4 /* query rows that share a load in attention_tile */
+#define V_SCAN_TOKENS 4 /* tokens of scan_block that share a load of the state */
 #define V_SUMS 4 /* sums that attention keeps in registers for one token */
 
 V_INLINE v16f v_set1(float x) { v16f r; V_LANES r.f[l] = x; return r; }

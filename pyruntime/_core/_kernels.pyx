@@ -74,6 +74,17 @@ cdef extern from "isa/kernels.h" nogil:
         size_t x_stride, rate_stride, out_stride
         int32_t tokens, head_dim, numbers
         float d
+    struct rt_scan_block_args:
+        const float *x[16]
+        const float *b[16]
+        const float *c[16]
+        const float *mix[16]
+        float *out[16]
+        float dt[16]
+        float decay[16]
+        float *state
+        int32_t tokens, first, ends, head_dim, numbers
+        float d
     struct rt_kernels:
         const char *name
         void (*quantize)(const float *, int, int, const float *, const float *, float, rt_path, uint8_t *) noexcept nogil
@@ -94,6 +105,8 @@ cdef extern from "isa/kernels.h" nogil:
         void (*attention_end)(int, int, const float *, float *) noexcept nogil
         void (*conv)(const rt_conv_args *) noexcept nogil
         void (*scan)(const rt_scan_args *) noexcept nogil
+        void (*scan_mix)(const float *, const float *const *, int, int, float *) noexcept nogil
+        void (*scan_block)(const rt_scan_block_args *) noexcept nogil
         void (*gated_norm)(const float *, const float *, int, const float *, float, int, float *) noexcept nogil
         void (*scale_cap)(float *, int, float, float) noexcept nogil
         int (*argmax)(const float *, int, float *, int *) noexcept nogil
@@ -339,6 +352,24 @@ cdef class Kernels:
                                               tokens, head_dim, numbers, d)
         self.table.scan(&args)
         return np.asarray(out), np.asarray(after)
+
+    def scan_block(self, const float[:, ::1] xbc, const float[::1] dt, const float[::1] decay, float d, state, int first, bint ends):
+        """(out [tokens - first][head_dim], the state after them or, without `ends`, before) of up to 16 tokens as `scan` has them."""
+        cdef float[:, ::1] after = np.array(state, np.float32)
+        cdef int tokens = <int> xbc.shape[0], numbers = <int> after.shape[0], head_dim = <int> after.shape[1], i
+        need(0 < tokens <= 16 and 0 <= first <= tokens and numbers > 0 and head_dim > 0, f"{tokens} tokens, the first {first}")
+        need(xbc.shape[1] == head_dim + 2 * numbers, "xbc is of another shape")
+        need(dt.shape[0] == tokens and decay.shape[0] == tokens, "dt or decay is of another shape")
+        cdef float[:, ::1] out = aligned((tokens, head_dim)), mix = aligned((tokens, 16))
+        cdef rt_scan_block_args args
+        args.state, args.tokens, args.first, args.ends = &after[0, 0], tokens, first, ends
+        args.head_dim, args.numbers, args.d = head_dim, numbers, d
+        for i in range(tokens):
+            args.x[i], args.b[i], args.c[i] = &xbc[i, 0], &xbc[i, head_dim], &xbc[i, head_dim + numbers]
+            args.dt[i], args.decay[i], args.mix[i], args.out[i] = dt[i], decay[i], &mix[i, 0], &out[i, 0]
+            self.table.scan_mix(args.c[i], args.b, i + 1, numbers, &mix[i, 0])
+        self.table.scan_block(&args)
+        return np.asarray(out)[first:], np.asarray(after)
 
     def gated_norm(self, const float[::1] x, const float[::1] gate, const float[::1] norm, float eps, bint gate_last):
         cdef int n = <int> x.shape[0]

@@ -22,7 +22,7 @@ cdef extern from "rt.h" nogil:
         size_t bytes
 
     ctypedef struct rt_group:
-        int32_t kind, layers, kv_heads, head_dim, k_format, v_format, window, width, pages
+        int32_t kind, layers, kv_heads, head_dim, k_format, v_format, window, width, row, pages
 
     ctypedef struct rt_rope:
         const double *inv_freq

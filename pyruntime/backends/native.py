@@ -31,11 +31,12 @@ class NativeBackend:
                  max_tokens: int = 512, max_rows: int = 64, max_seqs: int | None = None, histories: int = 64,
                  threads: int | None = None, isa: str | None = None, pool: str | None = None, precision: str | None = None,
                  paths: tuple[str, str] | None = None) -> None:
+        self.precision = machine.precision(precision)
+        plan = plan.token_by_token() if self.precision == "precise" else plan
         self.plan, self.max_tokens, self.max_rows, self.histories = plan, max_tokens, max_rows, histories
         self.max_seqs = max_tokens if max_seqs is None else max_seqs
         self.pages = (pages,) * len(plan.groups) if isinstance(pages, int) else tuple(pages)
         self.threads, self.isa, self.pool = machine.threads(threads), machine.isa(isa), machine.pool(pool)
-        self.precision = machine.precision(precision)
         self.paths = machine.paths(self.precision, self.isa, paths)
         if len(self.pages) != len(plan.groups):
             raise FieldInvalid(f"pages has {len(self.pages)} numbers; the plan has {len(plan.groups)} cache groups",
@@ -44,7 +45,7 @@ class NativeBackend:
         self._counts = (0, 0)
         self._engine: _engine.Engine | None = _engine.Engine(
             _words(plan), np.array([(s.width, s.per_row) for s in plan.slots], np.int32).reshape(-1, 2), _ordered(plan, weights),
-            np.array([_group(g, n) for g, n in zip(plan.groups, self.pages, strict=True)], np.int32).reshape(-1, 9),
+            np.array([_group(g, n) for g, n in zip(plan.groups, self.pages, strict=True)], np.int32).reshape(-1, 10),
             [(np.array(r.inv_freq, np.float64), r.interleaved, r.mscale) for r in plan.ropes], plan.vocab, plan.width,
             max_tokens=max_tokens, max_rows=max_rows, max_seqs=self.max_seqs, histories=histories, threads=self.threads,
             isa=[name for name, _ in _engine.isas()].index(self.isa), pool=machine.POOLS.index(self.pool),
@@ -77,7 +78,7 @@ class NativeBackend:
 
     def page(self, group: int, page: int) -> np.ndarray:
         """One page's bytes, [layer][kv_head][K [head_dim][PAGE_TOKENS] | V [PAGE_TOKENS][head_dim]], of a latent group
-        [layer][PAGE_TOKENS][head_dim], or a state's, f32 [layer][width]; a view."""
+        [layer][PAGE_TOKENS][head_dim], or a state's, f32 [layer][width | PAGE_TOKENS rows]; a view."""
         return self._open().page(group, page)
 
     def seen(self, group: int, slot: int) -> np.ndarray:
@@ -150,7 +151,7 @@ def _group(group: CacheGroup, pages: int) -> tuple[int, ...]:
     if group.kind not in KINDS:
         raise ModelInvalid(f"cache group {group.name} is of kind '{group.kind}'; known: {', '.join(KINDS)}")
     return (KINDS.index(group.kind), group.layers, group.kv_heads, group.head_dim, _format(group.k_format),
-            _format(group.v_format), group.window, group.width, pages)
+            _format(group.v_format), group.window, group.width, group.row, pages)
 
 
 def _words(plan: Plan) -> np.ndarray:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..loading import kv_bytes_per_token, page_bytes, state_bytes
+from ..loading import kv_bytes_per_token
 from ..plan import Attention, Conv, EachLinear, Experts, Gated, Linear, LinearAdd, Logits, NormLinear, Op, Plan, Scan
 from ..weights import Weights
 
@@ -52,7 +52,8 @@ class Work:
             for weight in (weights[name] for name in matrices(op)):
                 kind = weight.format, weight.k
                 operations[head][kind] = operations[head].get(kind, 0) + 2 * weight.rows * weight.k * parts // of
-        return cls(size[False], size[True], kv_bytes_per_token(plan), state_bytes(plan), operations[False], operations[True])
+        states = 4 * sum(group.layers * group.width for group in plan.groups if group.kind == "state")
+        return cls(size[False], size[True], kv_bytes_per_token(plan), states, operations[False], operations[True])
 
     @property
     def weight_bytes(self) -> int:
@@ -84,8 +85,7 @@ def op_bytes(op: Op, plan: Plan, weights: Weights, stored: int) -> int:
         layers = sum(group.layers for group in plan.groups if group.kind != "state")
         return stored * kv_bytes_per_token(plan) // layers
     if isinstance(op, (Conv, Scan)):
-        group = plan.groups[plan.group(op.group)]
-        return page_bytes(group) // group.layers
+        return 4 * plan.groups[plan.group(op.group)].width
     return matrix_bytes(op, weights)
 
 

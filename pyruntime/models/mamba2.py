@@ -152,7 +152,8 @@ def plan(config: ModelConfig) -> Plan:
                Slot("logits", c.vocab, per_row=True)),
         weights=tuple(weights),
         groups=(CacheGroup("conv", c.layers, kind="state", width=(s.taps - 1) * channels),
-                CacheGroup("scan", c.layers, kind="state", width=inner * s.numbers)),
+                CacheGroup("scan", c.layers, kind="state", width=inner * s.numbers,
+                           row=inner + s.groups * s.numbers + 2 * s.heads)),
         ropes=(), vocab=c.vocab, context=c.context, width=c.width, cuts=tuple(cuts),
     )
 

@@ -184,10 +184,11 @@ static made make_engine(source *s) {
   }
   const rt_slot slots[] = {{WIDTH, 0}, {QKV, 0}, {HEADS * DIM, 0}, {HIDDEN, 0}, {VOCAB, 1}, {CHANNELS, 0}, {HEADS * DIM, 0}};
   const double freqs[DIM / 2] = {1, 0.5, 0.25, 0.125, 0.0625, 0.03};
+  int32_t row = take(s, 2) ? 0 : HEADS * DIM + NUMBERS + 2 * HEADS;
   const rt_group groups[] = {
       {.layers = 1, .kv_heads = 1, .head_dim = DIM, .k_format = RT_F16, .v_format = RT_F32, .window = window, .pages = PAGES},
       {.kind = RT_STATE, .layers = 1, .width = (TAPS - 1) * CHANNELS, .pages = STATES},
-      {.kind = RT_STATE, .layers = 1, .width = HEADS * DIM * NUMBERS, .pages = STATES}};
+      {.kind = RT_STATE, .layers = 1, .width = HEADS * DIM * NUMBERS, .row = row, .pages = STATES}};
   const rt_rope rope = {.inv_freq = freqs, .pairs = DIM / 2, .mscale = 1};
   int32_t n_ops = recurrent ? OPS : 8, n_groups = recurrent ? 3 : 1;
   if (take(s, 8) == 0) ops[take(s, (uint32_t)n_ops)].words[take(s, RT_OP_WORDS)] = (uint32_t)any_int(s);
