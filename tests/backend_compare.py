@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from op_bounds import bound, latent_row_bound, scan_bound
+from op_bounds import bound, conv_bound, latent_row_bound, scan_bound
 from reference_models import Pages, tables_of
 
 from pyruntime import plan as p
@@ -70,8 +70,10 @@ def compare(plan: p.Plan, weights, native, ref: TorchBackend, batch: Batch) -> N
         if isinstance(op, p.Scan):
             blocks = native.plan.groups[native.plan.group(op.group)].row > 0
             limit, after = scan_bound(op, weights, batch, before, states, blocks)
+        elif isinstance(op, p.Conv):
+            limit, after = conv_bound(op, weights, batch, before, want, states), list(map(np.zeros_like, states))
         else:
-            limit, after = bound(op, weights, ref, batch, before), [0.0] * len(states)
+            limit, after = bound(op, weights, ref, batch, before), []
         over = np.abs(got - want) > limit
         assert not over.any(), f"op {at} {op}: {np.abs(got - want)[over].max()} apart, {limit[over].max()} allowed"
         if isinstance(op, p.RopeKV):

@@ -169,8 +169,6 @@ def bound(op: p.Op, weights: Weights, ref: TorchBackend, batch: Batch, before: d
         return out.reshape(before[op.out].shape)
     if isinstance(op, p.RopeKV):
         return rope_bound(op, weights, ref, before)
-    if isinstance(op, p.Conv):
-        return conv_bound(op, weights, ref, batch, before)
     if isinstance(op, p.GatedNorm):
         e = norm_error(before[op.x].shape[1] // op.groups) + 24 * U
         return e * after(op.out) + TINY
@@ -225,23 +223,24 @@ def ref_rows(weights: Weights, name: str) -> np.ndarray:
     return quant.FORMATS[stored.format_name].dequantize(stored.blocks, (stored.rows, stored.k)).astype(np.float64)
 
 
-def conv_bound(op: p.Conv, weights: Weights, ref: TorchBackend, batch: Batch, before: dict[str, np.ndarray]) -> np.ndarray:
-    """By the sizes of each channel's inputs; those from the state are as large as the largest the reference now holds or had."""
+def conv_bound(op: p.Conv, weights: Weights, batch: Batch, before: dict[str, np.ndarray], out: np.ndarray,
+               states: list[np.ndarray]) -> np.ndarray:
+    """By the sizes of each channel's inputs, here and in the states before; `out` is the reference's."""
     channels = before[op.out].shape[1]
     x, w = np.abs(before[op.x][:, op.first : op.first + channels]), np.abs(weights[op.weight].f32()).reshape(channels, op.taps)
-    largest = np.zeros_like(before[op.out])
-    for s in range(len(batch.kv_lens)):
-        new = slice(batch.starts[s], batch.starts[s + 1])
-        largest[new] = x[new].max(0)
-    held = np.abs(ref.states[op.group].values.double().numpy()).reshape(-1, channels).max(0)
-    sizes = np.maximum(largest, held) * w.sum(1) + (np.abs(weights[op.bias].f32()) if op.bias else 0)
-    return (1.13 * (op.taps + 1) + 8) * U * sizes + U * np.abs(ref.slot(op.out).astype(np.float64)) + TINY
+    sizes = np.zeros_like(before[op.out])
+    for s, state in enumerate(states):
+        inputs = np.concatenate([state.reshape(op.taps - 1, channels), x[batch.starts[s] : batch.starts[s + 1]]])
+        for i in range(op.taps):
+            sizes[batch.starts[s] : batch.starts[s + 1]] += inputs[i : len(inputs) - op.taps + 1 + i] * w[:, i]
+    sizes += np.abs(weights[op.bias].f32()) if op.bias else 0
+    return (1.13 * (op.taps + 1) + 8) * U * sizes + U * np.abs(out) + TINY
 
 
 def scan_bound(op: p.Scan, weights: Weights, batch: Batch, before: dict[str, np.ndarray],
                states: list[np.ndarray], blocks: bool) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Bounds of the slot and of each sequence's state, by its own f64 recurrence from the sizes of those before. blocks: a prompt's tokens
-    run in blocks."""
+    """Bounds of the slot and of each sequence's state, by its own f64 recurrence from the sizes of those before. blocks: a
+    prompt's tokens run in blocks."""
     def values(name: str | None) -> np.ndarray:
         return 0.0 if name is None else weights[name].f32().astype(np.float64)
 
