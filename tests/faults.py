@@ -106,8 +106,7 @@ FAULTS = [
           "page", "(size_t)args->blocks[0].page"),
     Fault("page of a tile's first block", "ops/attention.h", "rt_widen_v[args->v_format](args->v + page * args->v_stride",
           "page", "(size_t)args->blocks[0].page"),
-    Fault("q8_0 scale of the neighbour", "ops/rope_kv.h", "v_set1_f16((const uint16_t *)v + (t * head_dim + d) / 32)",
-          "(t * head_dim + d) / 32", "(t * head_dim + d) / 32 / 2 * 2"),
+    Fault("q8_0 scale of the neighbour", "ops/rope_kv.h", "v_set1((scales + at / 32)[c / 2])", "at / 32", "at / 64 * 2"),
     Fault("copied page keeps old positions", "exec/plan.c", "memcpy(c->positions + (size_t)to * RT_PAGE", "(size_t)to",
           "(size_t)from"),
     # attention
@@ -119,6 +118,8 @@ FAULTS = [
           "args->queries[args->tokens - 1]"),
     Fault("a tile's maximum moves over pages not yet mixed", "ops/attention.h",
           "rt_tile_mix_row(t, first + r, p, mixed[r], i, mine)", "mixed[r]", "i"),
+    Fault("a maximum moves over pages not yet mixed", "ops/attention.h", "rt_mix_pages(args, sight, s[0], mixed, i, heads, out)",
+          "mixed", "i"),
     Fault("a page in sight may be gone", "exec/batch.c", "(int64_t)block * RT_PAGE + RT_PAGE - 1 <= (int64_t)low - c->window",
           "(int64_t)low - c->window", "(int64_t)low - c->window + 1"),
     Fault("tree bits off by one", "ops/attention.h", "seen & (uint32_t)(query.tree >> at) : 0", "query.tree >> at",

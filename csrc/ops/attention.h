@@ -26,9 +26,18 @@ enum { RT_HEADS = 4, RT_PAGES = 4 }; /* heads that meet a page together; pages w
  * than heads keep a core from waiting for the last one. */
 V_INLINE int rt_beside(int heads) { return heads * 4 <= V_SUMS ? 4 : heads * 2 <= V_SUMS ? 2 : 1; }
 
+/* Into the second cache where products are quick, as weights are (ops/linear.h). */
+V_INLINE void rt_fetch(const uint8_t *p) {
+#ifdef V_FAR
+  __builtin_prefetch(p, 0, 2);
+#else
+  __builtin_prefetch(p);
+#endif
+}
+
 /* What meets pages of one format. `ahead` is a page that is met later, fetched line by line while this one is read. */
-#define RT_PAGE_FORMAT(name)                                                                                                  \
-  /* s[pages][RT_HEADS][16] = q[heads][head_dim] . k[page][head_dim][16] */                                                    \
+#define RT_PAGE_FORMAT(name)                                                                                                 \
+  /* s[pages][RT_HEADS][16] = q[heads][head_dim] . k[page][head_dim][16] */                                                  \
   V_INLINE void rt_scores_of_##name(const float *q, const uint8_t *const *k, const uint8_t *const *ahead, int head_dim,      \
                                     int heads, int pages, float *s) {                                                        \
     v16f acc[RT_PAGES][RT_HEADS], scale[RT_PAGES];                                                                           \
@@ -39,7 +48,7 @@ V_INLINE int rt_beside(int heads) { return heads * 4 <= V_SUMS ? 4 : heads * 2 <
       for (int d = first; d < head_dim && d < first + 32; d++)                                                               \
         for (int i = 0; i < pages; i++) {                                                                                    \
           v16f row = rt_k_row_##name(k[i], head_dim, d, scale[i]);                                                           \
-          __builtin_prefetch(ahead[i] + (size_t)d * RT_ROW_BYTES_##name);                                                    \
+          rt_fetch(ahead[i] + (size_t)d * RT_ROW_BYTES_##name);                                                              \
           for (int h = 0; h < heads; h++) acc[i][h] = v_fma(v_set1(q[h * head_dim + d]), row, acc[i][h]);                    \
         }                                                                                                                    \
     }                                                                                                                        \
@@ -53,25 +62,27 @@ V_INLINE int rt_beside(int heads) { return heads * 4 <= V_SUMS ? 4 : heads * 2 <
       rt_scores_of_##name(q, k + i, ahead + i, head_dim, heads, rt_beside(heads), s + i * RT_HEADS * 16);                    \
     for (; i < pages; i++) rt_scores_of_##name(q, k + i, ahead + i, head_dim, heads, 1, s + i * RT_HEADS * 16);              \
   }                                                                                                                          \
-  static void rt_scores_##name(const float *q, const uint8_t *const *k, const uint8_t *const *ahead, int head_dim, int heads, \
+  static void rt_scores_##name(const float *q, const uint8_t *const *k, const uint8_t *const *ahead, int head_dim, int heads,\
                                int pages, float *s) {                                                                        \
     if (heads == 1) rt_scores_by_##name(q, k, ahead, head_dim, 1, pages, s);                                                 \
     else if (heads == 2) rt_scores_by_##name(q, k, ahead, head_dim, 2, pages, s);                                            \
     else if (heads == 3) rt_scores_by_##name(q, k, ahead, head_dim, 3, pages, s);                                            \
     else rt_scores_by_##name(q, k, ahead, head_dim, 4, pages, s);                                                            \
   }                                                                                                                          \
-  /* out[heads][d..] += p[heads][16] v[16][head_dim] over the n tokens whose slots are `seen`, for `parts` vectors of them.   \
+  /* out[heads][d..] += p[heads][16] v[16][head_dim] over the n tokens whose slots are `seen`, for `parts` vectors of them.  \
    * out: rows of `width` floats */                                                                                          \
   V_INLINE void rt_mix_at_##name(const float *p, const uint8_t *v, const uint8_t *ahead, int head_dim, int heads,            \
-                                 const uint8_t *seen, int n, int d, int parts, int lanes, float *out, int width) {           \
+                                 const uint8_t *seen, int n, int d, int parts, int lanes, const float *scales, float *out,   \
+                                 int width) {                                                                                \
     v16f acc[4][RT_HEADS];                                                                                                   \
     for (int c = 0; c < parts; c++)                                                                                          \
       for (int h = 0; h < heads; h++) acc[c][h] = v_load(out + h * width + d + c * 16);                                      \
     for (int i = 0; i < n; i++) {                                                                                            \
+      size_t at = (size_t)seen[i] * (size_t)head_dim + (size_t)d;                                                            \
+      const uint8_t *later = ahead + at * RT_ROW_BYTES_##name / 16;                                                          \
       for (int c = 0; c < parts; c++) {                                                                                      \
-        v16f row = rt_v_row_##name(v, head_dim, seen[i], d + c * 16, lanes);                                                 \
-        if (c % 2 == 0)                                                                                                      \
-          __builtin_prefetch(ahead + ((size_t)seen[i] * (size_t)head_dim + (size_t)(d + c * 16)) * RT_ROW_BYTES_##name / 16); \
+        v16f row = rt_v_row_##name(v, head_dim, at, c, lanes, scales);                                                       \
+        if (c % 2 == 0) rt_fetch(later + c * RT_ROW_BYTES_##name);                                                           \
         for (int h = 0; h < heads; h++) acc[c][h] = v_fma(v_set1(p[h * 16 + seen[i]]), row, acc[c][h]);                      \
       }                                                                                                                      \
     }                                                                                                                        \
@@ -80,13 +91,16 @@ V_INLINE int rt_beside(int heads) { return heads * 4 <= V_SUMS ? 4 : heads * 2 <
   }                                                                                                                          \
   V_INLINE void rt_mix_of_##name(const float *p, const uint8_t *v, const uint8_t *ahead, int head_dim, int heads,            \
                                  const uint8_t *seen, int n, float *out, int width) {                                        \
+    float scales[RT_V_SCALES_##name];                                                                                        \
     int d = 0;                                                                                                               \
+    rt_v_scales_##name(v, head_dim, scales);                                                                                 \
     for (; rt_beside(heads) >= 4 && d + 64 <= head_dim; d += 64)                                                             \
-      rt_mix_at_##name(p, v, ahead, head_dim, heads, seen, n, d, 4, 16, out, width);                                         \
+      rt_mix_at_##name(p, v, ahead, head_dim, heads, seen, n, d, 4, 16, scales, out, width);                                 \
     for (; rt_beside(heads) >= 2 && d + 32 <= head_dim; d += 32)                                                             \
-      rt_mix_at_##name(p, v, ahead, head_dim, heads, seen, n, d, 2, 16, out, width);                                         \
-    for (; d + 16 <= head_dim; d += 16) rt_mix_at_##name(p, v, ahead, head_dim, heads, seen, n, d, 1, 16, out, width);       \
-    if (d < head_dim) rt_mix_at_##name(p, v, ahead, head_dim, heads, seen, n, d, 1, head_dim - d, out, width);               \
+      rt_mix_at_##name(p, v, ahead, head_dim, heads, seen, n, d, 2, 16, scales, out, width);                                 \
+    for (; d + 16 <= head_dim; d += 16)                                                                                      \
+      rt_mix_at_##name(p, v, ahead, head_dim, heads, seen, n, d, 1, 16, scales, out, width);                                 \
+    if (d < head_dim) rt_mix_at_##name(p, v, ahead, head_dim, heads, seen, n, d, 1, head_dim - d, scales, out, width);       \
   }                                                                                                                          \
   static void rt_mix_##name(const float *p, const uint8_t *v, const uint8_t *ahead, int head_dim, int heads,                 \
                             const uint8_t *seen, int n, float *out, int width) {                                             \
@@ -108,10 +122,13 @@ V_INLINE int rt_beside(int heads) { return heads * 4 <= V_SUMS ? 4 : heads * 2 <
   /* v -> f32 [16][width], zeros past head_dim */                                                                            \
   static void rt_widen_v_##name(const uint8_t *v, const uint8_t *next, int head_dim, float *wide) {                          \
     int width = rt_attention_width(head_dim);                                                                                \
+    float scales[RT_V_SCALES_##name];                                                                                        \
+    rt_v_scales_##name(v, head_dim, scales);                                                                                 \
     for (int t = 0; t < 16; t++)                                                                                             \
       for (int d = 0; d < head_dim; d += 16) {                                                                               \
-        __builtin_prefetch(next + ((size_t)t * (size_t)head_dim + (size_t)d) * RT_ROW_BYTES_##name / 16);                    \
-        v_store(wide + t * width + d, rt_v_row_##name(v, head_dim, t, d, head_dim - d < 16 ? head_dim - d : 16));            \
+        size_t at = (size_t)t * (size_t)head_dim + (size_t)d;                                                                \
+        __builtin_prefetch(next + at * RT_ROW_BYTES_##name / 16);                                                            \
+        v_store(wide + t * width + d, rt_v_row_##name(v, head_dim, at, 0, head_dim - d < 16 ? head_dim - d : 16, scales));   \
       }                                                                                                                      \
   }
 RT_PAGE_FORMAT(F32)
@@ -191,6 +208,18 @@ struct rt_sight { /* up to RT_PAGES pages in sight of the token, in order */
   const uint8_t *k[RT_PAGES], *v[RT_PAGES], *k_ahead[RT_PAGES], *v_ahead[RT_PAGES]; /* the page itself, and RT_PAGES further */
 };
 
+/* The numbers of the bits; returns how many. */
+V_INLINE int rt_slots_of(uint32_t bits, uint8_t *slots /* [16] */) {
+  static const uint8_t all[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  int n = 0;
+  if (bits == 0xffff) {
+    memcpy(slots, all, sizeof all);
+    return 16;
+  }
+  for (; bits != 0; bits &= bits - 1) slots[n++] = (uint8_t)__builtin_ctz(bits);
+  return n;
+}
+
 /* The next pages in sight from block b on; returns the block behind them. */
 static int rt_look(const struct rt_attention_args *args, int b, struct rt_sight *sight) {
   int position = args->queries->position, last = args->n_blocks + args->more - 1, i = 0;
@@ -200,29 +229,40 @@ static int rt_look(const struct rt_attention_args *args, int b, struct rt_sight 
     size_t page = (size_t)args->blocks[b].page, ahead = (size_t)args->blocks[b + RT_PAGES <= last ? b + RT_PAGES : b].page;
     sight->k[i] = args->k + page * args->k_stride, sight->k_ahead[i] = args->k + ahead * args->k_stride;
     sight->v[i] = args->v + page * args->v_stride, sight->v_ahead[i] = args->v + ahead * args->v_stride;
-    sight->bits[i] = bits, sight->n[i] = 0;
-    for (; bits != 0; bits &= bits - 1) sight->slots[i][sight->n[i]++] = (uint8_t)__builtin_ctz(bits);
+    sight->bits[i] = bits;
+    sight->n[i] = rt_slots_of(bits, sight->slots[i]);
     i++;
   }
   sight->pages = i;
   return b;
 }
 
-/* `heads` heads from `first` on meet the pages in sight. */
+/* out[heads] += p V of the pages [first, last) in sight; p: [pages][RT_HEADS][16]. */
+V_INLINE void rt_mix_pages(const struct rt_attention_args *args, const struct rt_sight *sight, const float *p, int first, int last,
+                           int heads, float *out) {
+  for (int i = first; i < last; i++)
+    rt_mix[args->v_format](p + i * RT_HEADS * 16, sight->v[i], sight->v_ahead[i], args->head_dim, heads, sight->slots[i],
+                           sight->n[i], out, rt_attention_width(args->head_dim));
+}
+
+/* `heads` heads from `first` on meet the pages in sight. Pages are mixed when all have their weights, or a maximum moves. */
 static void rt_meet(const struct rt_attention_args *args, const struct rt_sight *sight, int first, int heads) {
-  int width = rt_attention_width(args->head_dim);
+  int width = rt_attention_width(args->head_dim), mixed = 0;
   float s[RT_PAGES][RT_HEADS * 16], *out = args->out + (size_t)first * (size_t)width;
   rt_scores[args->k_format](args->q + (size_t)first * (size_t)args->head_dim, sight->k, sight->k_ahead, args->head_dim, heads,
                             sight->pages, s[0]);
-  for (int i = 0; i < sight->pages; i++) {
+  for (int i = 0; i < sight->pages; i++)
     for (int h = 0; h < heads; h++) {
       float *max = &args->max[first + h], *sum = args->sum + (first + h) * 16;
       v16f x = rt_scaled(s[i] + h * 16, sight->bits[i], args->scale, args->softcap);
-      if (rt_exceeds(x, *max)) rt_move(x, width, out + (size_t)h * (size_t)width, max, sum);
+      if (rt_exceeds(x, *max)) {
+        rt_mix_pages(args, sight, s[0], mixed, i, heads, out);
+        mixed = i;
+        rt_move(x, width, out + (size_t)h * (size_t)width, max, sum);
+      }
       rt_soften(x, *max, s[i] + h * 16, sum);
     }
-    rt_mix[args->v_format](s[i], sight->v[i], sight->v_ahead[i], args->head_dim, heads, sight->slots[i], sight->n[i], out, width);
-  }
+  rt_mix_pages(args, sight, s[0], mixed, sight->pages, heads, out);
 }
 
 static void rt_attention(const struct rt_attention_args *args) {

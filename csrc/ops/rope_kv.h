@@ -52,7 +52,7 @@ V_INLINE void rt_page_store_BF16(uint8_t *p, v16f x) { v_store_bf16((uint16_t *)
       memcpy(row + i * bytes, wide, (size_t)lanes * bytes);                                    \
     }                                                                                          \
   }                                                                                            \
-  /* What reads them: 16 tokens' K in dimension d; a token's V from dimension d on, `lanes` of 16 there. */ \
+  /* What reads them: 16 tokens' K in dimension d; `lanes` of V, c vectors behind number `at` of the page, with its scales. */ \
   enum { RT_ROW_BYTES_##name = 16 * bytes }; \
   V_INLINE v16f rt_k_scale_##name(const uint8_t *k, int head_dim, int d) { \
     (void)k, (void)head_dim, (void)d; \
@@ -62,9 +62,12 @@ V_INLINE void rt_page_store_BF16(uint8_t *p, v16f x) { v_store_bf16((uint16_t *)
     (void)head_dim, (void)scale; \
     return rt_page_load_##name(k + (size_t)d * 16 * bytes); \
   } \
-  V_INLINE v16f rt_v_row_##name(const uint8_t *v, int head_dim, int t, int d, int lanes) { \
-    const uint8_t *p = v + ((size_t)t * (size_t)head_dim + (size_t)d) * bytes; \
+  enum { RT_V_SCALES_##name = 1 }; \
+  V_INLINE void rt_v_scales_##name(const uint8_t *v, int head_dim, float *scales) { (void)v, (void)head_dim, (void)scales; } \
+  V_INLINE v16f rt_v_row_##name(const uint8_t *v, int head_dim, size_t at, int c, int lanes, const float *scales) { \
+    const uint8_t *p = v + at * bytes + c * 16 * bytes; \
     uint8_t wide[16 * bytes] = {0}; \
+    (void)head_dim, (void)scales; \
     if (lanes >= 16) return rt_page_load_##name(p); \
     memcpy(wide, p, (size_t)lanes * bytes); \
     return rt_page_load_##name(wide); \
@@ -117,9 +120,12 @@ V_INLINE v16f rt_k_scale_Q8_0(const uint8_t *k, int head_dim, int d) {
 V_INLINE v16f rt_k_row_Q8_0(const uint8_t *k, int head_dim, int d, v16f scale) {
   return v_mul(v_of_s8(k + head_dim + d * 16), scale);
 }
-V_INLINE v16f rt_v_row_Q8_0(const uint8_t *v, int head_dim, int t, int d, int lanes) {
-  (void)lanes;
-  v16f scale = v_set1_f16((const uint16_t *)v + (t * head_dim + d) / 32);
-  return v_mul(v_of_s8(v + head_dim + t * head_dim + d), scale);
+enum { RT_V_SCALES_Q8_0 = 1 << 11 }; /* of a page of the largest head_dim */
+V_INLINE void rt_v_scales_Q8_0(const uint8_t *v, int head_dim, float *scales) {
+  for (int i = 0; i < head_dim / 2; i += 16) v_store(scales + i, v_load_f16((const uint16_t *)v + i));
+}
+V_INLINE v16f rt_v_row_Q8_0(const uint8_t *v, int head_dim, size_t at, int c, int lanes, const float *scales) {
+  (void)lanes; /* c > 0 only from a block's first number on */
+  return v_mul(v_of_s8(v + head_dim + at + c * 16), v_set1((scales + at / 32)[c / 2]));
 }
 #endif
