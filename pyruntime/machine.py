@@ -11,11 +11,11 @@ from .errors import FieldInvalid
 THREADS_MAX = 1024
 POOLS = ("own", "openmp")
 #: csrc/quant/act.h, enum rt_path: how the products of a token round; closest to f32 first
-PATHS = ("a16", "bf16")
+PATHS = ("a16", "a16_bf16", "bf16")
 #: the most rounding a prompt's and a generated token may take
 PRECISIONS = {"balanced": ("bf16", "a16"), "precise": ("a16", "a16"), "throughput": ("bf16", "bf16")}
 #: the paths that are faster than those before them, by instruction set; elsewhere A16 is both faster and closer
-FASTER: dict[str, tuple[str, ...]] = {"amx": ("bf16",)}
+FASTER: dict[str, tuple[str, ...]] = {"avx512bf16": ("a16_bf16",), "amx": ("bf16",)}
 
 
 def threads(asked: int | None = None) -> int:

@@ -79,20 +79,3 @@ static inline void tile_s8(int c, int a, int b) {
 #define V_TILE_STORE(t, p, stride) tile_store(t, p, (long)(stride))
 #define V_TILE_BF16(c, a, b) tile_bf16(c, a, b)
 #define V_TILE_S8(c, a, b) tile_s8(c, a, b)
-
-/* vcvtne2ps2bf16: to even, NaN quiet, denormal numbers zero. */
-static inline uint16_t narrow_bf16(float x) {
-  uint32_t bits;
-  x = tile_flush(x);
-  memcpy(&bits, &x, 4);
-  if (x != x) return (uint16_t)(bits >> 16 | 0x40);
-  return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-static inline __m512i v_narrow_bf16(__m512 odd, __m512 even) {
-  float lanes[32];
-  uint16_t out[32];
-  _mm512_storeu_ps(lanes, even);
-  _mm512_storeu_ps(lanes + 16, odd);
-  for (int i = 0; i < 32; i++) out[i] = narrow_bf16(lanes[i]);
-  return _mm512_loadu_si512(out);
-}

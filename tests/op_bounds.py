@@ -14,8 +14,9 @@ Given the same slots and the same cache, the reference (sums in f64, A16 roundin
               bits: q is equal.
   W x, Q*     S is an exact integer; each sub-block converts S (u) and adds one fused term each for its scale and its least
               value: (3 sub-blocks + 2) u of sum |w||q| scale, |w| = |scale (u - offset)| + |least|.
-  bf16        on that path x and w are rounded to bf16, equal on both sides but for an x within dn + u |x| of the middle
-              of two: it then moves by one step. Products are exact; chains of 16, their meeting and k / 32 sums: (18 + k/32) u.
+  bf16        on that path, and on a16_bf16 for weights of float formats, x and w are rounded to bf16, equal on both sides but
+              for an x within dn + u |x| of the middle of two: it then moves by one step. Products are exact; chains of 16, their
+              meeting and k / 32 sums: (18 + k/32) u; on a16_bf16 one chain, k u.
   W x, F*     four fused chains of k/4 steps and two folds: (k/4 + 3) u of sum |w||x|.
   + bias      u (|y| + |b|);  residual: u (|y| + |x|);  a slot of the reference is rounded once: u |y|.
   activation  e^-x within 1 ulp = 2 u, and three roundings; tanh, erf within 2 ulp: 8 u |a||b| in all, plus the errors of
@@ -47,7 +48,7 @@ from kernel_cases import FORMATS, NAMES, sizes
 from pyruntime import plan as p
 from pyruntime import quant
 from pyruntime.backends.torch import TorchBackend
-from pyruntime.backends.torch_ops import bf16
+from pyruntime.backends.torch_ops import bf16, rounds_weights
 from pyruntime.plan import PAGE_TOKENS
 from pyruntime.types import Batch
 from pyruntime.weights import Weights
@@ -67,19 +68,27 @@ def magnitudes(weights: Weights, name: str) -> np.ndarray:
     return sizes(NAMES.index(w.format_name), w.rows, w.k, w.blocks)
 
 
-def product_bound(weights: Weights, name: str, x: np.ndarray, dx: np.ndarray, coarse: np.ndarray,
+def product_bound(weights: Weights, name: str, x: np.ndarray, dx: np.ndarray, paths: np.ndarray,
                   rows: slice = slice(None)) -> np.ndarray:
     """Of W x [tokens][rows]; x [tokens][k] as the reference has it, dx how far the native's may lie from it (0: the same bits).
-    coarse: bool [tokens], those on the BF16 path. rows: only these of W."""
+    paths: [tokens], of machine.PATHS. rows: only these of W."""
     wide, w = magnitudes(weights, name)[rows], weights[name]
     out = exact_bound(wide, FORMATS[NAMES.index(w.format_name)].sub, x, dx)
+    coarse = rounded(weights, name, paths)
     if coarse.any():
         step = np.exp2(np.floor(np.log2(np.maximum(np.abs(x), 2.0**-126))) - 7)
         r = np.abs(x) / step
         flips = (np.abs(r - np.floor(r) - 0.5) <= dx / step + r * U) * (dx > 0) * step
         held = 1.01 * (np.abs(x) + flips) @ wide.T     # rounded, both are up to 2^-8 larger
-        out[coarse] = ((18 + w.k / 32 + 1) * U * held + 1.01 * flips @ wide.T)[coarse]
+        sums = np.where(paths == "bf16", 18 + w.k / 32 + 1, w.k + 1)[:, None]
+        out[coarse] = (sums * U * held + 1.01 * flips @ wide.T)[coarse]
     return out
+
+
+def rounded(weights: Weights, name: str, paths: np.ndarray) -> np.ndarray:
+    """Which tokens of these paths meet a weight rounded to bf16."""
+    integer = FORMATS[NAMES.index(weights[name].format_name)].sub > 0
+    return np.array([rounds_weights(path, integer) for path in paths], bool)
 
 
 def exact_bound(wide: np.ndarray, sub: int, x: np.ndarray, dx: np.ndarray) -> np.ndarray:
@@ -126,7 +135,7 @@ def bound(op: p.Op, weights: Weights, ref: TorchBackend, batch: Batch, before: d
     def after(name: str) -> np.ndarray:
         return np.abs(ref.slot(name).astype(np.float64))
 
-    coarse = np.array([path == "bf16" for path in ref.paths])[batch.roles]
+    paths = np.array(ref.paths)[batch.roles]
     if isinstance(op, p.Embed):
         if op.positions:
             row = ref_rows(weights, op.positions)[batch.positions]
@@ -135,36 +144,36 @@ def bound(op: p.Op, weights: Weights, ref: TorchBackend, batch: Batch, before: d
     if isinstance(op, p.NormLinear):
         n, dn = normed(op, weights, before[op.x])
         used = [(w, vector(weights, b) if b else np.zeros(1)) for w, b in ((op.w0, op.b0), (op.w1, op.b1), (op.w2, op.b2)) if w]
-        parts = np.concatenate([product_bound(weights, w, n, dn, coarse) + U * np.abs(b) for w, b in used], -1) * (1 + U)
+        parts = np.concatenate([product_bound(weights, w, n, dn, paths) + U * np.abs(b) for w, b in used], -1) * (1 + U)
         if op.activation == p.Activation.NONE:
             return parts + 3 * U * after(op.out)
-        a = np.abs(np.concatenate([ref_product(weights, w, n, coarse) + b for w, b in used], -1)) + parts
+        a = np.abs(np.concatenate([ref_product(weights, w, n, paths) + b for w, b in used], -1)) + parts
         return 1.13 * (parts + 3 * U * a) + 8 * U * a + 2 * U * after(op.out)
     if isinstance(op, p.Linear):
-        return product_bound(weights, op.weight, before[op.x], 0 * before[op.x], coarse) + 3 * U * after(op.out)
+        return product_bound(weights, op.weight, before[op.x], 0 * before[op.x], paths) + 3 * U * after(op.out)
     if isinstance(op, p.LinearAdd):
         moved = after(op.out) + np.abs(before[op.out])
-        return abs(op.scale) * product_bound(weights, op.weight, before[op.x], 0 * before[op.x], coarse) + 4 * U * moved
+        return abs(op.scale) * product_bound(weights, op.weight, before[op.x], 0 * before[op.x], paths) + 4 * U * moved
     if isinstance(op, p.NormAdd):
         n = rms(before[op.x], vector(weights, op.norm), op.eps)
         return np.abs(n) * norm_error(n.shape[1]) + 2 * U * after(op.out)
     if isinstance(op, p.Gated):
         n = rms(before[op.x], vector(weights, op.norm), op.eps)
         dn = np.abs(n) * norm_error(n.shape[1])
-        a, b = (ref_product(weights, w, n, coarse) for w in (op.gate, op.up))
-        da, db = (product_bound(weights, w, n, dn, coarse) for w in (op.gate, op.up))
+        a, b = (ref_product(weights, w, n, paths) for w in (op.gate, op.up))
+        da, db = (product_bound(weights, w, n, dn, paths) for w in (op.gate, op.up))
         return gate_bound(a, b, da, db) + 2 * U * after(op.out)
     if isinstance(op, (p.EachLinear, p.Experts)):
-        return each_bound(op, weights, before, coarse) + 3 * U * after(op.out)
+        return each_bound(op, weights, before, paths) + 3 * U * after(op.out)
     if isinstance(op, p.Route):
-        return np.concatenate((np.zeros((len(coarse), op.top_k)), 2 * U * after(op.out)[:, op.top_k:]), 1)
+        return np.concatenate((np.zeros((len(paths), op.top_k)), 2 * U * after(op.out)[:, op.top_k:]), 1)
     if isinstance(op, p.RoutedAdd):
-        parts = np.abs(before[op.x].reshape(len(coarse), op.parts, -1) * before[op.routes][:, op.parts:, None])
+        parts = np.abs(before[op.x].reshape(len(paths), op.parts, -1) * before[op.routes][:, op.parts:, None])
         return (op.parts + 2) * U * (np.abs(before[op.out]) + parts.sum(1))
     if isinstance(op, p.LatentKV):
         g = ref.plan.groups[ref.plan.group(op.group)]
-        out = np.zeros_like(before[op.out]).reshape(len(coarse), op.heads, -1)
-        q = before[op.q].reshape(len(coarse), op.heads, -1)[..., g.width - g.head_dim:]
+        out = np.zeros_like(before[op.out]).reshape(len(paths), op.heads, -1)
+        q = before[op.q].reshape(len(paths), op.heads, -1)[..., g.width - g.head_dim:]
         out[..., g.width:] = 6 * U * np.sqrt((q**2).sum(-1, keepdims=True))
         return out.reshape(before[op.out].shape)
     if isinstance(op, p.RopeKV):
@@ -173,10 +182,11 @@ def bound(op: p.Op, weights: Weights, ref: TorchBackend, batch: Batch, before: d
         e = norm_error(before[op.x].shape[1] // op.groups) + 24 * U
         return e * after(op.out) + TINY
     if isinstance(op, p.Attention):
-        return attention_bound(op, ref, batch, before, coarse & (ref.plan.groups[ref.plan.group(op.group)].kind != "latent"))
+        return attention_bound(op, ref, batch, before,
+                               (paths == "bf16") & (ref.plan.groups[ref.plan.group(op.group)].kind != "latent"))
     if isinstance(op, p.Logits):
         n, dn = normed(op, weights, before[op.x][batch.rows])
-        return abs(op.scale) * product_bound(weights, op.weight, n, dn, coarse[batch.rows]) \
+        return abs(op.scale) * product_bound(weights, op.weight, n, dn, paths[batch.rows]) \
             + 4 * U * after(op.out) + (4 * U * op.softcap)
     raise AssertionError(f"no bound for {op}")
 
@@ -186,9 +196,9 @@ def gate_bound(a: np.ndarray, b: np.ndarray, da: np.ndarray, db: np.ndarray) -> 
     return 8 * U * np.abs(a) * np.abs(b) + 1.13 * da * (np.abs(b) + db) + np.abs(a) * db
 
 
-def each_bound(op: p.EachLinear | p.Experts, weights: Weights, before: dict[str, np.ndarray], coarse: np.ndarray) -> np.ndarray:
+def each_bound(op: p.EachLinear | p.Experts, weights: Weights, before: dict[str, np.ndarray], paths: np.ndarray) -> np.ndarray:
     """Each matrix with the tokens that meet it, part by part. What else stands in `out` stays."""
-    x, tokens = before[op.x], len(coarse)
+    x, tokens = before[op.x], len(paths)
     out = np.zeros_like(before[op.out]).reshape(tokens, op.parts, -1)
     which = before[op.routes][:, :op.parts].astype(int) if op.routes else np.tile(np.arange(op.parts), (tokens, 1))
     names = (op.gate, op.up) if isinstance(op, p.Experts) else (op.weight,)
@@ -201,9 +211,9 @@ def each_bound(op: p.EachLinear | p.Experts, weights: Weights, before: dict[str,
         t, j = np.nonzero(which == e)
         mine = x[t] if isinstance(op, p.Experts) else x.reshape(tokens, op.parts, -1)[t, j, :stored.k]
         dx = np.abs(mine) * norm_error(stored.k) * (getattr(op, "norm", None) is not None)
-        off = [product_bound(weights, w, mine, dx, coarse[t], rows) for w in names]
+        off = [product_bound(weights, w, mine, dx, paths[t], rows) for w in names]
         if isinstance(op, p.Experts):
-            a, b = (ref_product(weights, w, mine, coarse[t], rows) for w in names)
+            a, b = (ref_product(weights, w, mine, paths[t], rows) for w in names)
             out[t, j] = gate_bound(a, b, *off)
         else:
             out[t, j, :n] = off[0]
@@ -269,9 +279,9 @@ def scan_bound(op: p.Scan, weights: Weights, batch: Batch, before: dict[str, np.
     return 1.01 * out + TINY, [1.01 * w for w in left]
 
 
-def ref_product(weights: Weights, name: str, x: np.ndarray, coarse: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
-    """W x in f64, of numbers rounded to bf16 for `coarse` tokens."""
-    w, wide = torch.tensor(ref_rows(weights, name)[rows]), torch.tensor(x)
+def ref_product(weights: Weights, name: str, x: np.ndarray, paths: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
+    """W x in f64, of numbers rounded to bf16 for tokens whose path does."""
+    w, wide, coarse = torch.tensor(ref_rows(weights, name)[rows]), torch.tensor(x), rounded(weights, name, paths)
     return np.where(coarse[:, None], bf16(wide) @ bf16(w).T, wide @ w.T)
 
 

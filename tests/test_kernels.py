@@ -41,14 +41,15 @@ U = 2.0**-24  # half the distance of 1 to the next f32: one rounding is off by a
 TINY = 2.0**-149 * 64  # what roundings of denormal numbers can add to a sum of ours
 formats = st.integers(0, len(FORMATS) - 1)
 block_kinds = st.sampled_from(["tame", "wild", "full"])
-A16, BF16 = range(2)  # csrc/quant/act.h, enum rt_path
-paths = st.sampled_from([A16, BF16])
+A16, A16_BF16, BF16 = PATHS = range(3)  # csrc/quant/act.h, enum rt_path
+paths = st.sampled_from(PATHS)
 few = settings(max_examples=30, deadline=None)
 
 
-EMULATED = {"avx512 emulated": "simde/x86/avx512.h", "amx emulated": "simde/x86/avx512.h", "neon emulated": "simde/arm/neon.h"}
+EMULATED = {"avx512 emulated": "simde/x86/avx512.h", "avx512bf16 emulated": "simde/x86/avx512.h", "amx emulated": "simde/x86/avx512.h",
+            "neon emulated": "simde/arm/neon.h"}
 #: whose headers csrc/simd/<isa>.h includes
-UNDER = {"amx": ["avx512", "amx"]}
+UNDER = {"avx512bf16": ["avx512", "avx512bf16"], "amx": ["avx512", "avx512bf16", "amx"]}
 
 
 def emulated(isa: str, header: str, folder: Path) -> Kernels:
@@ -90,6 +91,7 @@ class Act:
         self.sum = raw[64:64 + kp // 16 * 4].view(np.int32)
         self.high, self.low = raw[at:at + kp].view(np.int8), raw[at + kp:at + 2 * kp].view(np.int8)
         self.q, self.x = raw[at + 2 * kp:at + 4 * kp].view(np.int16), raw[at + 4 * kp:at + 8 * kp].view(np.float32)
+        self.pairs = (raw[at + 4 * kp:at + 6 * kp].view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         assert at + 8 * kp == len(raw)
 
 
@@ -229,6 +231,28 @@ def test_linear_bf16_follows_f64(seed: int, format: int, kind: str, rows: int, k
         assert (abs(y - want) <= 1.01 * (17 + k / 32 + 1) * U * size + TINY * k)[size < 3e38].all()
 
 
+@given(seeds, formats, kinds, st.integers(1, 40), lengths)
+@settings(max_examples=60, deadline=None)
+def test_linear_a16_bf16_follows_f64(seed: int, format: int, kind: str, rows: int, k: int) -> None:
+    """Float formats are rounded and add up in one chain; the others are A16's, bit for bit."""
+    rng, k, w, _ = matrix(seed, format, rows, k, "tame")
+    x, groups = values(rng, kind, (2, k)), -(-rows // 16)
+    acts = activations(SCALAR, x, A16_BF16)
+    got = SCALAR.linear(format, w, k, 0, groups, acts, path=A16_BF16)
+    if FORMATS[format].sub:
+        assert same(got, SCALAR.linear(format, w, k, 0, groups, activations(SCALAR, x)))
+        return
+    dense = to_bf16(_weights.unpack(format, rows, k, w)).astype(float)
+    for row, act, y in zip(x, acts, got[:, :rows].astype(float), strict=True):
+        coarse = to_bf16(row)
+        assert same(Act(act, k).pairs[:k], coarse) and not Act(act, k).pairs[k:].any()
+        if not np.isfinite(coarse).all():
+            assert not np.isfinite(y).any()
+            continue
+        want, size = dense @ coarse.astype(float), abs(dense) @ abs(coarse.astype(float))
+        assert (abs(y - want) <= 1.01 * (k + 1) * U * size + TINY * k)[size < 3e38].all()
+
+
 def to_bf16(x: np.ndarray) -> np.ndarray:
     """f32 rounded to the nearest bf16, to even, as f32."""
     half = _weights.half_of_f32(np.ascontiguousarray(x, np.float32).reshape(-1), True)
@@ -240,26 +264,27 @@ def to_bf16(x: np.ndarray) -> np.ndarray:
 def test_linear_equals_scalar(kernels: Kernels, seed: int, path: int, format: int, weights: str, kind: str, rows: int, k: int,
                               m: int) -> None:
     rng, k, w, _ = matrix(seed, format, rows, k, weights)
-    if kernels.name == "amx" and path == BF16:  # to tiles a number below 2^-126 is zero
+    if {"amx": path == BF16 or path == A16_BF16 and not FORMATS[format].sub,  # to these instructions a number below 2^-126 is zero
+            "avx512bf16": path == A16_BF16 and not FORMATS[format].sub}.get(kernels.name):
         assume(kind not in ("tiny", "denormal") and (FORMATS[format].sub or weights == "tame"))
     acts = activations(SCALAR, values(rng, kind, (m, k)), path)
     groups = -(-rows // 16)
     assert same(SCALAR.linear(format, w, k, 0, groups, acts, path=path), kernels.linear(format, w, k, 0, groups, acts, path=path))
 
 
-@pytest.mark.parametrize("path", [A16, BF16], ids=["a16", "bf16"])
-@pytest.mark.parametrize("format", range(len(FORMATS)), ids=NAMES)
+@pytest.mark.parametrize("format, path", [(f, path) for f in range(len(FORMATS)) for path in PATHS if path != A16_BF16 or not FORMATS[f].sub],
+                         ids=lambda n: str(n))
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 7, 8, 33, 70])
 def test_a_row_knows_no_neighbour(kernels: Kernels, format: int, m: int, path: int) -> None:
-    rng, k, w, _ = matrix(m, format, 40, 160, "tame")
+    rng, k, w, _ = matrix(m, format, 120, 160, "tame")
     acts = activations(SCALAR, values(rng, "spike", (m, k)), path)
-    whole = kernels.linear(format, w, k, 0, 3, acts, path=path)
+    whole = kernels.linear(format, w, k, 0, 7, acts, path=path)
     for t in range(m):
-        assert same(kernels.linear(format, w, k, 0, 3, acts[t:t + 1], path=path), whole[t:t + 1])
-    assert same(kernels.linear(format, w, k, 1, 3, acts, path=path), whole[:, 16:])
+        assert same(kernels.linear(format, w, k, 0, 7, acts[t:t + 1], path=path), whole[t:t + 1])
+    assert same(kernels.linear(format, w, k, 1, 7, acts, path=path), whole[:, 16:])
     wide = np.full((m, 100), 7, np.float32)
-    kernels.linear(format, w, k, 0, 2, acts, wide, path=path)
-    assert same(wide[:, :32], whole[:, :32]) and (wide[:, 32:] == 7).all()
+    kernels.linear(format, w, k, 0, 5, acts, wide, path=path)
+    assert same(wide[:, :80], whole[:, :80]) and (wide[:, 80:] == 7).all()
 
 
 @pytest.mark.parametrize("format", range(len(FORMATS)), ids=NAMES)
@@ -449,7 +474,7 @@ def caches(draw: st.DrawFn) -> tuple[int, int, int]:
 
 @given(seeds, caches(), st.integers(1, 7), st.integers(1, 40), st.integers(0, 120), st.sampled_from([0, 0, 1, 5, 40]),
        st.sampled_from([0.0, 0.0, 5.0]), st.booleans(), st.booleans(), st.sampled_from(["normal", "spike"]), st.booleans(),
-       st.booleans(), paths)
+       st.booleans(), st.sampled_from([A16, BF16]))
 @example(seed=4, cache=(0, 3, 64), share=4, new=24, old=32, window=5, softcap=0.0, sunk=False, treed=False, kind="spike",
          evicted=False, latent=False, path=0)
 @settings(max_examples=80, deadline=None)
@@ -520,8 +545,8 @@ def test_attention(kernels: Kernels, seed: int, cache: tuple[int, int, int], sha
     total = p.sum(2, keepdims=True) + (0 if sinks is None else np.exp(sinks.astype(float)[:, None] - top)) + blind[:, None, None]
     span = 100 * U  # arguments of exp up to 100 in magnitude before they cease to matter, each rounded once
     # On the BF16 path a weight is rounded to eight bits, in numerator and denominator alike, and none below e^-28.
-    bound = (2 * off + 4 * span + (tokens + 40) * U + 2.02 * 2.0**-8 * path) * (p / total @ abs(v))
-    bound += path * math.exp(-28) * (seen[:, None] @ abs(v))
+    bound = (2 * off + 4 * span + (tokens + 40) * U + 2.02 * 2.0**-8 * (path == BF16)) * (p / total @ abs(v))
+    bound += (path == BF16) * math.exp(-28) * (seen[:, None] @ abs(v))
     bound += np.exp(-87.0) * (seen[:, None].astype(float) / total @ abs(v))  # what v_exp_low takes for nothing
     assert (abs(got - p / total @ v) <= 1.01 * bound + TINY).all()
 

@@ -70,7 +70,7 @@ static const rt_matrix *matrix_of(const binding *b, const char *field, int32_t w
   const rt_matrix *m = &b->e->weights[weight];
   if (m->k == 0) refuse(b, "%s is weight %d, a vector; a matrix is needed", field, weight);
   else if (m->k != k) refuse(b, "%s is weight %d, k = %d; %d is needed", field, weight, m->k, k);
-  else if (!b->e->k->linear[m->format] || !b->e->k->embed[m->format])
+  else if (!b->e->k->linear[RT_PATH_A16][m->format] || !b->e->k->embed[m->format])
     refuse(b, "%s is weight %d in %s, which instruction set %s cannot multiply", field, weight,
            rt_format_table[m->format].name, b->e->k->name);
   else return m;

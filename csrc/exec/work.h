@@ -19,7 +19,8 @@ static inline const uint8_t *packed_group(const rt_matrix *m, int32_t group, rt_
   return s->group;
 }
 
-static const int32_t block_rows[RT_PATHS] = {[RT_PATH_A16] = RT_TOKENS, [RT_PATH_BF16] = RT_TOKENS_BF16};
+static const int32_t block_rows[RT_PATHS] = {[RT_PATH_A16] = RT_TOKENS, [RT_PATH_A16_BF16] = RT_TOKENS,
+                                                [RT_PATH_BF16] = RT_TOKENS_BF16};
 
 /* `n` packed groups of m for one pass over them, which the op clock counts: where they lie, or in low-memory mode the one that is
  * packed into `room`. */
@@ -36,7 +37,6 @@ static inline const uint8_t *take_groups(const rt_matrix *m, int32_t first, int3
 /* y [rows][16 * n], rows ldy apart = n packed groups of m times `rows` activations of one path. */
 static inline void multiply(const rt_engine *e, const rt_matrix *m, const uint8_t *groups, int32_t n, const uint8_t *acts,
                             int32_t rows, enum rt_path path, float *restrict y, size_t ldy) {
-  rt_linear_kernel *run = path == RT_PATH_BF16 ? e->k->linear_bf16[m->format] : e->k->linear[m->format];
-  run(groups, m->k, 0, n, acts, rt_act_bytes(m->k), rows, y, ldy);
+  e->k->linear[path][m->format](groups, m->k, 0, n, acts, rt_act_bytes(m->k), rows, y, ldy);
 }
 #endif

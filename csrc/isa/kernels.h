@@ -92,9 +92,7 @@ struct rt_kernels {
   /* act <- x[k] as `path` reads it (rms or layer norm applied first when norm != NULL; kind as plan.NormKind). */
   void (*quantize)(const float *x, int k, int norm_kind, const float *norm, const float *norm_bias, float eps,
                    enum rt_path path, uint8_t *act);
-  /* Products by path and format. */
-  rt_linear_kernel *linear[RT_FORMATS];      /* A16 */
-  rt_linear_kernel *linear_bf16[RT_FORMATS]; /* BF16 */
+  rt_linear_kernel *linear[RT_PATHS][RT_FORMATS]; /* products */
   /* out[k] = row `row` of a packed matrix, times scale. */
   void (*embed[RT_FORMATS])(const uint8_t *packed, int k, int64_t row, float scale, float *out);
   /* y[i] += scale * (x[i] + bias[i]);  bias may be NULL.  n any. */

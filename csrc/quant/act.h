@@ -1,14 +1,16 @@
 /* One token's activations, in the form the linear kernels of its path read.
  *
  * A path is how a product rounds. It belongs to a token, never to the batch it is in.
- *   A16   activations are 16-bit integers, sums of a block exact; float formats multiply x
- *   BF16  weights and activations are rounded to bf16 (ops/linear_bf16.h)
+ *   A16       activations are 16-bit integers, sums of a block exact; float formats multiply x
+ *   A16_BF16  the same, but for float formats: they and their activations are rounded to bf16 (ops/linear_pairs.h)
+ *   BF16      weights and activations are rounded to bf16 (ops/linear_bf16.h)
  *
  * A16:
  *   kp = k rounded up to 64; padding is zero.  scale = max|x| / 32639,  q = round to even(x / scale) = 256 * high + low
  *   f32 scale, padded to 64 bytes | s32 sum[kp / 16] of q, padded to 64 | s8 high[kp] | s8 low[kp] | s16 q[kp] | f32 x[kp]
  *
  * 32639 = 127 * 256 + 127 is the most that high = (q + 128) >> 8, low = q - 256 * high hold in 8 bits each.
+ * A16_BF16: bf16[kp] in the place of x.
  * BF16: bf16[kp] where high and low are, and x[kp] holds the same numbers; scale, sum and q are not written.
  * A row below 2^-100 everywhere is zero under scale 0. A row with a NaN or an infinity is zero under scale NaN, so that
  * whatever is multiplied with it is NaN. */
@@ -17,7 +19,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum rt_path { RT_PATH_A16, RT_PATH_BF16, RT_PATHS };
+enum rt_path { RT_PATH_A16, RT_PATH_A16_BF16, RT_PATH_BF16, RT_PATHS }; /* closest to f32 first, as machine.PATHS */
 
 typedef struct rt_act {
   float *scale;        /* [1] */
@@ -25,7 +27,8 @@ typedef struct rt_act {
   int8_t *high, *low;  /* [kp] */
   int16_t *q;          /* [kp] */
   float *x;            /* [kp] */
-  uint16_t *bf16;      /* [kp] */
+  uint16_t *bf16;      /* [kp] of BF16 */
+  uint16_t *pairs;     /* [kp] bf16 of A16_BF16 */
 } rt_act;
 
 static inline size_t rt_act_k(int k) { return ((size_t)k + 63) / 64 * 64; }
@@ -35,7 +38,8 @@ static inline size_t rt_act_size(int k) { return rt_act_head(rt_act_k(k)) + rt_a
 static inline rt_act rt_act_at(uint8_t *act, int k) {
   size_t kp = rt_act_k(k), head = rt_act_head(kp);
   return (rt_act){(float *)act,        (int32_t *)(act + 64),           (int8_t *)(act + head), (int8_t *)(act + head + kp),
-                  (int16_t *)(act + head + 2 * kp), (float *)(act + head + 4 * kp), (uint16_t *)(act + head)};
+                  (int16_t *)(act + head + 2 * kp), (float *)(act + head + 4 * kp), (uint16_t *)(act + head),
+                  (uint16_t *)(act + head + 4 * kp)};
 }
 
 #ifdef V_INLINE
@@ -66,6 +70,15 @@ static inline void rt_act_round(rt_act a, size_t kp, float most, float broken) {
       sum += q[i];
     }
     a.sum[block] = sum;
+  }
+}
+
+/* pairs[kp] <- x[kp], which lies there, rounded to bf16. */
+static inline void rt_act_pairs(rt_act a, size_t kp) {
+  for (size_t i = 0; i < kp; i += 16) {
+    v16f x = v_load(a.x + i);
+    __asm__ volatile("" ::: "memory"); /* the same bytes, as numbers of another type */
+    v_store_bf16(a.pairs + i, x);
   }
 }
 

@@ -1,4 +1,4 @@
-/* The vocabulary of AVX-512, and tiles (AMX): eight registers of up to 16 rows of 64 bytes.
+/* The vocabulary of AVX-512 with bf16, and tiles (AMX): eight registers of up to 16 rows of 64 bytes.
  *
  *   C tiles  f32 or s32 [token][16 row of weights]    A tiles  [token][64 bytes of k]
  *   B tiles  [16 pair of k][16 row][2] bf16 or [16][16 row][4 k] s8: a step of R16 is one line of it
@@ -7,7 +7,7 @@
  * otherwise drops the stores that fill what they read. */
 #ifndef RT_SIMD_AMX_H
 #define RT_SIMD_AMX_H
-#include "simd/avx512.h"
+#include "simd/avx512bf16.h"
 
 #define V_TILES
 #ifdef RT_EMULATE_AMX /* a header that does the same in C: how tests run this file */
@@ -25,16 +25,10 @@
 #define V_TILE_BF16(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory")
 #define V_TILE_S8(c, a, b) __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory")
 
-/* 16 bf16 of even, then of odd. */
-V_INLINE __m512i v_narrow_bf16(v16f odd, v16f even) { return (__m512i)_mm512_cvtne2ps_pbh(odd, even); }
 #endif
 
 /* p[16][2] <- pairs (even, odd) rounded to bf16. */
-V_INLINE void v_store_pairs(uint16_t *p, v16f even, v16f odd) {
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
-                                         19, 3, 18, 2, 17, 1, 16, 0);
-  _mm512_storeu_si512(p, _mm512_permutexvar_epi16(order, v_narrow_bf16(odd, even)));
-}
+V_INLINE void v_store_pairs(uint16_t *p, v16f even, v16f odd) { _mm512_storeu_si512(p, v_pair(even, odd)); }
 
 /* A step's bytes less y, modulo 256; y a constant. */
 V_INLINE v64b v_less_byte(v64b x, int y) { return y ? _mm512_sub_epi8(x, _mm512_set1_epi8((char)y)) : x; }

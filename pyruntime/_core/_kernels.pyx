@@ -39,6 +39,7 @@ cdef extern from "isa/kernels.h" nogil:
         int32_t position
         uint64_t tree
     enum rt_path:
+        RT_PATH_BF16
         RT_PATHS
     ctypedef void rt_linear_kernel(const uint8_t *, int, int, int, const uint8_t *, size_t, int, float *, size_t) noexcept nogil
     struct rt_attention_args:
@@ -88,8 +89,7 @@ cdef extern from "isa/kernels.h" nogil:
     struct rt_kernels:
         const char *name
         void (*quantize)(const float *, int, int, const float *, const float *, float, rt_path, uint8_t *) noexcept nogil
-        rt_linear_kernel **linear
-        rt_linear_kernel **linear_bf16
+        rt_linear_kernel ***linear
         void (**embed)(const uint8_t *, int, int64_t, float, float *) noexcept nogil
         void (*add_scaled)(const float *, const float *, float, int, float *) noexcept nogil
         void (*add_bias)(const float *, const float *, int, float *) noexcept nogil
@@ -190,7 +190,7 @@ cdef class Kernels:
         cdef int m = <int> acts.shape[0]
         need(0 <= path < RT_PATHS, f"there is no path {path}")
         if 0 <= format < RT_FORMATS:
-            kernel = self.table.linear_bf16[format] if path else self.table.linear[format]
+            kernel = self.table.linear[path][format]
         need(kernel != NULL, f"no linear kernel for format {format}")
         need(m > 0 and k > 0 and 0 <= first < last, f"groups {first} to {last} of k {k} for {m} tokens")
         cdef size_t group = rt_group_bytes(<rt_format> format, k)
@@ -275,7 +275,8 @@ cdef class Kernels:
         need(v is None or v.shape[1] >= page_bytes(v_format, head_dim), "v is too short")
         cdef float[:, :, ::1] out = aligned((tokens, share, width)), total = aligned((tokens, share, 16))
         cdef float[:, ::1] most = aligned((tokens, share))
-        need(path == 0 or (path == 1 and v is not None and blocks <= RT_SPAN_PAGES and first_block % 2 == 0),
+        need(0 <= path < RT_PATHS, f"there is no path {path}")
+        need(path != RT_PATH_BF16 or (v is not None and blocks <= RT_SPAN_PAGES and first_block % 2 == 0),
              f"{blocks} blocks from {first_block} on, path {path}; bf16 takes up to {RT_SPAN_PAGES}, from an even one on")
         cdef float[::1] scratch = aligned(max(<size_t> RT_TILE_SLOTS * (head_dim + width),
                                               rt_attention_bf16_floats(head_dim, tokens * share)))
@@ -301,7 +302,7 @@ cdef class Kernels:
             for i in range(1 if tile else tokens):
                 args.q, args.queries, args.tokens = &q[i, 0, 0], queries + i, tokens if tile else 1
                 args.out, args.max, args.sum = &out[i, 0, 0], &most[i, 0], &total[i, 0, 0]
-                if path:
+                if path == RT_PATH_BF16:
                     self.table.attention_bf16(&args, &scratch[0])
                 elif tile or v is None:
                     self.table.attention_tile(&args, &scratch[0])

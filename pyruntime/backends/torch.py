@@ -11,7 +11,7 @@ from ..errors import EngineFailed, FieldInvalid
 from ..plan import PAGE_TOKENS, CacheGroup, Conv, Embed, Op, Plan, Scan, Weight
 from ..types import SAMPLED, Batch
 from ..weights import Weights
-from .torch_ops import OPS, Cache, Matrix, States, Step, bf16
+from .torch_ops import OPS, Cache, Matrix, States, Step, bf16, rounds_weights
 
 CACHE_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "q8_0": torch.float32}  # q8_0: its values
 
@@ -20,7 +20,7 @@ class TorchBackend:
     """backends.base.Backend in torch.
 
     act_quant "exact" rounds the inputs of integer-format products to A16 as the native backend does, and multiplies
-    activations and weights rounded to bf16 for tokens whose role (prompt, generated) has that in `paths`; "none" rounds
+    activations and weights rounded to bf16 where the path of a token's role (prompt, generated) in `paths` does; "none" rounds
     nothing. dtype is the type sums are made in (f64 gives a yardstick for f32); slots are f32 whatever it is.
     caches: each group's pages, by name; states: each state group's.
     """
@@ -61,7 +61,8 @@ class TorchBackend:
             values = twin.unpack(stored.packed, stored.rows, stored.k) if stored.k else stored.packed.view(np.float32)
         integer = stored.k > 0 and twin.BLOCK_WEIGHTS > 1  # such weights meet activations rounded to integers
         wide = torch.tensor(values).to(self.device, self.dtype)
-        coarse = bf16(wide) if need.k and self.act_quant == "exact" and "bf16" in self.paths else None
+        rounded = need.k > 0 and self.act_quant == "exact" and any(rounds_weights(path, integer) for path in self.paths)
+        coarse = bf16(wide) if rounded else None
         return Matrix(wide, integer, coarse)
 
     def _arena(self, group: CacheGroup, pages: int) -> Cache:

@@ -118,6 +118,11 @@ def bf16(x: Tensor) -> Tensor:
     return x.to(torch.float32).to(torch.bfloat16).to(x.dtype)
 
 
+def rounds_weights(path: str, integer: bool) -> bool:
+    """Whether a path rounds weights to bf16, and what they multiply: those of an integer format, or of a float one."""
+    return path == "bf16" or path == "a16_bf16" and not integer
+
+
 def product(step: Step, x: Tensor, name: str, bias: str | None = None, rows: np.ndarray | None = None) -> Tensor:
     """W x + bias, x [tokens][k] -> [tokens][rows]; x is of the tokens `rows`, None: of all. Each rounds as its path says."""
     y = multiplied(step, x, step.weights[name], step.batch.roles if rows is None else step.batch.roles[rows])
@@ -129,7 +134,7 @@ def multiplied(step: Step, x: Tensor, w: Matrix, roles: np.ndarray) -> Tensor:
     y = x.new_empty(len(x), len(w.values))
     for role, path in enumerate(step.paths):
         mine = torch.from_numpy(roles == role).to(x.device)
-        if path == "bf16" and w.coarse is not None:
+        if w.coarse is not None and rounds_weights(path, w.integer):
             y[mine] = bf16(x[mine]) @ w.coarse.T
         else:
             y[mine] = (a16(x[mine]) if w.integer and step.act_quant == "exact" else x[mine]) @ w.values.T
