@@ -194,7 +194,7 @@ def attention(file: Path, asked: argparse.Namespace) -> dict[str, Any]:
         names = dict.fromkeys(name for op in llm.model.plan.ops for name in matrices(op))
         rates = {kind: 1.0 for kind in Work.of(llm.model.plan, weights).operations(1, 1)}
         step, found = measure.Deep(llm, depth).step(depth), []
-        with Limits([weights[name] for name in names], backend.isa, asked.threads) as limits:
+        with Limits([weights[name] for name in names], backend.isa, asked.threads, backend.paths[0]) as limits:
             for _ in range(1 if asked.quick else 5):
                 ops = profile.profile(backend, weights, step, 1.0, rates, 0.3)["ops"]
                 entry = next(entry for entry in ops if entry["op"] == "attention")

@@ -43,6 +43,7 @@ MODELS = {
     "gpt2": (dict(eps=1e-3, kv_heads=4), "Q8_0", dict(family=gpt2)),
     "latent": (dict(eps=1e-3, heads=34, kv_heads=None, head_dim=None, latent=Latent(32, 32, 32, 20, 16, 1e-3),
                     experts=Experts(8, 3, 32, 32, 0, True, True, 4, 2, 2, True, 1.5)), "Q8_0", dict(family=deepseek_v2)),
+    "pairs": (dict(width=160, heads=3, kv_heads=1, head_dim=32), "BF16 F16", dict(paths=("a16_bf16", "a16"))),
     "mixed": (dict(heads=3, kv_heads=1, head_dim=32), "Q4_1", dict(paths=("bf16", "a16"))),
     "mamba": (dict(eps=1e-3, heads=6, head_dim=20, groups=2, numbers=12, dt_min=0.5, dt_max=1.0), "Q8_0", dict(family=mamba2)),
     "large": (dict(width=32, hidden=32, heads=2, kv_heads=1, head_dim=8, layers=1), "BF16", dict(values=2e5)),

@@ -75,6 +75,8 @@ FAULTS = [
     Fault("products not brought back to their rows", "exec/step.c", "row_of(e, l->out, rows[i]) + part->offset", "rows[i]",
           "(b->first + i)"),
     Fault("odd chain of bf16 left out", "ops/linear_bf16.h", "v_add(acc[t], v_add(even[t], odd[t]))", "odd[t]", "v_zero()"),
+    Fault("pairs of even k alone", "ops/linear_pairs.h", "v_fma(w.even, x.even, v_fma(w.odd, x.odd, acc))", "w.odd", "w.even"),
+    Fault("pairs of the last tiles alone", "ops/linear_pairs.h", "fresh ? v_zero() : v_load(y + t * ldy + g * 16)", "fresh", "1"),
     Fault("residual dropped", "ops/linear.h", "v_fma(v_set1(scale), v, v_load_n(y + i, lanes, 0.0f))",
           "v_load_n(y + i, lanes, 0.0f)", "v_zero()"),
     Fault("residual scale ignored", "ops/linear.h", "v_fma(v_set1(scale), v, v_load_n(y + i, lanes, 0.0f))", "v_set1(scale)",

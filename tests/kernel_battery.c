@@ -96,7 +96,7 @@ static const int shapes[][3] = {{16, 64, 1}, {40, 256, 3}, {24, 512, 9}, {33, 76
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 
 static void linear(const struct rt_kernels *K, rt_format format, enum rt_path path, hash *h) {
-  rt_linear_kernel *kernel = path == RT_PATH_BF16 ? K->linear_bf16[format] : K->linear[format];
+  rt_linear_kernel *kernel = K->linear[path][format];
   source s = {(uint64_t)format};
   int k_block = (int)rt_format_table[format].block_weights;
   for (int i = 0; i < SHAPES * 2; i++) {
@@ -145,12 +145,13 @@ static void quantize(const struct rt_kernels *K, enum rt_path path, hash *h) {
     K->quantize(x, k, norm == 2, norm ? w : NULL, norm == 2 ? b : NULL, 1e-5f, path, act);
     rt_act a = rt_act_at(act, k);
     size_t kp = rt_act_k(k);
-    for (size_t n = 0; n < kp && path == RT_PATH_BF16; n++) add_floats(h, (float[]){rt_bf16_to_f32(a.bf16[n])}, 1);
-    if (path == RT_PATH_A16) {
+    const uint16_t *coarse = path == RT_PATH_BF16 ? a.bf16 : a.pairs;
+    for (size_t n = 0; n < kp && path != RT_PATH_A16; n++) add_floats(h, (float[]){rt_bf16_to_f32(coarse[n])}, 1);
+    if (path != RT_PATH_BF16) {
       add_floats(h, a.scale, 1);
       add_bytes(h, a.sum, (size_t)((uint8_t *)a.x - (uint8_t *)a.sum));
     }
-    add_floats(h, a.x, kp);
+    if (path != RT_PATH_A16_BF16) add_floats(h, a.x, kp);
     free(act);
   }
 }
@@ -230,6 +231,17 @@ static void recurrences(const struct rt_kernels *K, hash *h) {
                                 .state = state, .out = out, .x_stride = (size_t)wide, .rate_stride = 1,
                                 .out_stride = (size_t)head_dim, .tokens = tokens, .head_dim = head_dim, .numbers = numbers, .d = 0.7f};
     K->scan(&scan);
+    add_floats(h, out, (size_t)(tokens * head_dim));
+    add_floats(h, state, (size_t)(head_dim * numbers));
+    float mix[TOKENS_MOST][RT_PAGE];
+    struct rt_scan_block_args block = {.state = state, .tokens = tokens, .first = tokens / 3, .ends = i % 5 != 0,
+                                       .head_dim = head_dim, .numbers = numbers, .d = 0.7f};
+    for (int t = 0; t < tokens; t++) {
+      block.x[t] = x + t * wide, block.b[t] = block.x[t] + head_dim, block.c[t] = block.b[t] + numbers;
+      block.dt[t] = rates[t], block.decay[t] = rates[TOKENS_MOST + t], block.mix[t] = mix[t], block.out[t] = out + t * head_dim;
+      K->scan_mix(block.c[t], block.b, t + 1, numbers, mix[t]);
+    }
+    K->scan_block(&block);
     add_floats(h, out, (size_t)(tokens * head_dim));
     add_floats(h, state, (size_t)(head_dim * numbers));
     fill(&s, TAME, bias, channels);
@@ -322,12 +334,14 @@ int main(int n, char **names) {
     const char *set = rt_isa_name(isa);
     hash h = {0xcbf29ce484222325};
     quantize(K, RT_PATH_A16, &h), say(set, "quantize", "A16", &h);
+    quantize(K, RT_PATH_A16_BF16, &h), say(set, "quantize", "A16_BF16", &h);
     quantize(K, RT_PATH_BF16, &h), say(set, "quantize", "BF16", &h);
     elementwise(K, &h), say(set, "elementwise", "-", &h);
     rope(K, &h), say(set, "rope", "-", &h);
     recurrences(K, &h), say(set, "recurrences", "-", &h);
     for (int f = 0; f < RT_FORMATS; f++) {
       linear(K, (rt_format)f, RT_PATH_A16, &h), say(set, "linear", rt_format_table[f].name, &h);
+      linear(K, (rt_format)f, RT_PATH_A16_BF16, &h), say(set, "linear_a16_bf16", rt_format_table[f].name, &h);
       linear(K, (rt_format)f, RT_PATH_BF16, &h), say(set, "linear_bf16", rt_format_table[f].name, &h);
       embed(K, (rt_format)f, &h), say(set, "embed", rt_format_table[f].name, &h);
       for (int g = 0; g < RT_FORMATS && K->store_k[f]; g++) {

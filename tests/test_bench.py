@@ -69,7 +69,7 @@ def test_shares_of_a_profile_add_up(weights, threads):
     """100 ± 2 % of the step as its caller measures it, for one token and for a prompt; every op is in it."""
     backend = NativeBackend(PLAN, weights, pages=8, threads=threads)
     names = [name for op in PLAN.ops for name in matrices(op)]
-    with Limits([weights[name] for name in names], backend.isa, threads) as limits:
+    with Limits([weights[name] for name in names], backend.isa, threads, backend.paths[0]) as limits:
         rates = {kind: limits.multiply_rate(kind) for kind in Work.of(PLAN, weights).operations(1, 1)}
         read = limits.read_rate()
     for tokens in (64, 1):

@@ -253,8 +253,10 @@ def test_inspect_agrees_with_the_loaded_model(cli, tiny_model, llm):
     assert (code, err) == (0, "") and "bytes a token" in out and "token_embd.weight" in out and "general.name = tiny" in out
 
 
-def test_perplexity_is_what_it_says(cli, tiny_model, tmp_path):
+def test_perplexity_is_what_it_says(cli, tiny_model, tmp_path, monkeypatch):
     import math
+
+    monkeypatch.setenv("PYRUNTIME_PRECISION", "precise")
 
     file = tmp_path / "text.txt"
     file.write_text("the world and the hell on the other end in a that " * 30)

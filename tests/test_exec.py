@@ -22,7 +22,8 @@ from pyruntime.types import Batch, greedy_rows
 
 ISAS = [name for name, missing in _engine.isas() if not missing]
 PAGES = 40
-MIXTURES = [("bf16", "a16"), ("bf16", "bf16"), ("a16", "bf16")]  # paths of prompt and generated tokens
+#: paths of prompt and generated tokens
+MIXTURES = [("bf16", "a16"), ("bf16", "bf16"), ("a16", "bf16"), ("a16_bf16", "a16"), ("a16_bf16", "bf16")]
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -220,8 +221,10 @@ def test_paths_round_differently():
         logits[paths] = [logits_of(engine, replace(batch, roles=np.full(8, role, np.uint8))) for role in (0, 1)]
     exact, coarse = logits["a16", "a16"][0], logits["bf16", "bf16"][0]
     assert not same(exact, coarse) and np.abs(exact - coarse).max() < 0.05 * np.abs(exact).max()
-    for (prompt, generated), got in logits.items():
-        assert same(got[0], coarse if prompt == "bf16" else exact) and same(got[1], coarse if generated == "bf16" else exact)
+    alike = {"a16": exact, "bf16": coarse, "a16_bf16": logits["a16_bf16", "a16"][0]}
+    for paths, got in logits.items():
+        assert all(same(got[role], alike[path]) for role, path in enumerate(paths))
+    assert not same(alike["a16_bf16"], coarse)
 
 
 @pytest.mark.parametrize("path", ["a16", "bf16"])

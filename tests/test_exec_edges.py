@@ -372,7 +372,7 @@ def test_no_words_of_a_plan_crash(data, deep):
     hypothesis.assume(layers * max(kv_heads * head_dim, width) * max(pages, 1) < 2**28)
     try:
         engine = _engine.Engine(ops, slots, list(weights), groups, [(np.array(plan.ropes[0].inv_freq), True, 1.0)], plan.vocab,
-                                plan.width, isa=0, pool=0, prompt_path=data.draw(st.integers(0, 1)), generated_path=0, **rest)
+                                plan.width, isa=0, pool=0, prompt_path=data.draw(st.integers(0, 2)), generated_path=0, **rest)
     except (errors.FieldInvalid, errors.ModelInvalid, MemoryError) as error:
         assert "\n" not in str(error)
         return

@@ -89,7 +89,8 @@ def test_features_agree_with_the_system():
     except (OSError, StopIteration):
         pytest.skip("no x86 /proc/cpuinfo")
     wide = "avx512f avx512bw avx512vl avx512dq avx512_vnni"
-    needs = {"scalar": "", "avx2": "avx2 fma f16c", "avx512": wide, "amx": f"{wide} avx512_bf16 amx_tile amx_int8 amx_bf16"}
+    needs = {"scalar": "", "avx2": "avx2 fma f16c", "avx512": wide, "avx512bf16": f"{wide} avx512_bf16",
+             "amx": f"{wide} avx512_bf16 amx_tile amx_int8 amx_bf16"}
     for name, missing in _engine.isas():
         assert missing.split() == [flag for flag in needs[name].split() if flag not in flags]
 
@@ -105,7 +106,9 @@ def test_pools_by_name(monkeypatch):
 def test_a_precision_takes_the_fastest_path_it_allows(monkeypatch):
     for isa in ("scalar", "avx2", "avx512", "neon"):     # bf16 products without instructions for them gain nothing
         assert all(machine.paths(precision, isa) == ("a16", "a16") for precision in machine.PRECISIONS)
-    assert machine.paths("balanced", "amx") == ("bf16", "a16")
+    assert machine.paths("balanced", "avx512bf16") == ("a16_bf16", "a16")      # those it has gain with float weights
+    assert machine.paths("throughput", "avx512bf16") == ("a16_bf16", "a16_bf16")
+    assert machine.paths("precise", "avx512bf16") == ("a16", "a16") and machine.paths("balanced", "amx") == ("bf16", "a16")
     assert machine.paths("throughput", "amx") == ("bf16", "bf16") and machine.paths("precise", "amx") == ("a16", "a16")
     assert machine.precision() == "balanced"
     monkeypatch.setenv("PYRUNTIME_PRECISION", "precise")
@@ -120,5 +123,5 @@ def test_paths_can_be_named_outright(monkeypatch):
     assert machine.paths("precise", "scalar") == ("a16", "bf16")
     for wrong in ("bf16", "a16,a16,a16", "a16,f32", ","):
         monkeypatch.setenv("PYRUNTIME_PATHS", wrong)
-        with pytest.raises(FieldInvalid, match="PYRUNTIME_PATHS is .* a16, bf16"):
+        with pytest.raises(FieldInvalid, match="PYRUNTIME_PATHS is .* a16, a16_bf16, bf16"):
             machine.paths("precise", "scalar")

@@ -35,10 +35,10 @@ Kernels(sys.argv[1]).add_bias(np.ones(99, np.float32), np.ones(99, np.float32))
 """
 
 
-def python(*arguments: object, cpu: str = "") -> subprocess.CompletedProcess[str]:
+def python(*arguments: object, cpu: str = "", paths: str = "a16,a16") -> subprocess.CompletedProcess[str]:
     """This Python, natively or on an emulated processor."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYRUNTIME_")}
-    environment |= {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", "PYRUNTIME_PATHS": paths}
     command = [sys.executable, *map(str, arguments)]
     if cpu:
         command = [str(shutil.which("qemu-x86_64")), "-cpu", cpu, *command]
@@ -54,9 +54,10 @@ def cpu(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def test_an_older_cpu_gives_the_same_answers(cpu: str, tiny_model: Path) -> None:
-    """Greedy and drawn tokens and the bits of their log-probabilities, from the best set of each processor."""
-    said = [python("-c", ANSWER, tiny_model, cpu=which) for which in ("", cpu)]
+@pytest.mark.parametrize("paths", ["a16,a16", "a16_bf16,a16"])
+def test_an_older_cpu_gives_the_same_answers(cpu: str, tiny_model: Path, paths: str) -> None:
+    """Greedy and drawn tokens and the bits of their log-probabilities, from the best set of each processor on the same paths."""
+    said = [python("-c", ANSWER, tiny_model, cpu=which, paths=paths) for which in ("", cpu)]
     assert [p.returncode for p in said] == [0, 0], said[1].stderr[-2000:]
     here, there = (json.loads(p.stdout) for p in said)
     assert here["isa"] == _engine.best_isa() and there["isa"] == CPUS[cpu]
@@ -235,7 +236,8 @@ def test_every_kernel_is_the_same_on_an_older_cpu(battery: Path, cpu: str) -> No
 # ---- a machine of its own, for instructions that qemu does not have ----
 
 #: Bochs's processors that have a set; 3.0 is the first release with AMX
-MODELS = {"avx512": ("sapphire_rapids", "tigerlake", "corei7_icelake_u"), "amx": ("sapphire_rapids",)}
+MODELS = {"avx512": ("sapphire_rapids", "tigerlake", "corei7_icelake_u"), "avx512bf16": ("sapphire_rapids",),
+          "amx": ("sapphire_rapids",)}
 
 
 def bare_metal(folder: Path, isa: str, program: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ enum {
   RT_SPLIT = 16,       /* pages of one attention split, at absolute block indices */
   RT_SPLIT_UNITS = 64, /* up to this many (token, KV head) pairs splits are units of their own */
   RT_TOKENS = 64,      /* rows of one linear unit in A16 */
+  RT_TOKENS_PAIRS = 128, /* of float formats in A16_BF16, which multiplies so fast that reading them again would show */
   RT_TOKENS_BF16 = 256, /* and in BF16, where weights cost most to unpack */
   RT_LATENT_HEADS = 16, /* most query heads of a latent group that one unit of attention takes */
   RT_EXPERTS = 2048,   /* most matrices that a token may choose from */
@@ -39,6 +40,7 @@ typedef struct rt_linear {
   enum rt_finish finish;
   int32_t x, out, k, groups, n_parts, norm_kind, activation, flagged; /* flagged: only the batch's rows */
   float eps, scale, softcap;
+  int32_t block_rows[RT_PATHS];  /* rows of one unit */
   const float *norm, *norm_bias; /* [k] or NULL */
   const rt_matrix *up;           /* RT_GATE */
   struct rt_part {

@@ -3,7 +3,7 @@
 #include "base/checked.h"
 #include "exec/engine.h"
 #include "exec/sample.h"
-#include "load/pack.h"
+#include "exec/work.h"
 
 #include <math.h>
 #include <stdbool.h>
@@ -563,11 +563,20 @@ static bool bind_slot(const binding *b, int32_t i) {
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
+/* Rows of one unit, by path. */
+static void size_units(rt_linear *l) {
+  bool floats = l->up == NULL || rt_format_table[l->up->format].form == RT_FLOAT;
+  for (int p = 0; p < l->n_parts; p++) floats = floats && rt_format_table[l->parts[p].matrix->format].form == RT_FLOAT;
+  memcpy(l->block_rows, block_rows, sizeof l->block_rows);
+  if (floats) l->block_rows[RT_PATH_A16_BF16] = RT_TOKENS_PAIRS;
+}
+
 static void measure(rt_engine *e) {
   int32_t widest = 0;
   for (int32_t i = 0; i < e->n_ops; i++) {
     const rt_bound *o = &e->ops[i];
     const rt_linear *l = &o->linear;
+    size_units(&e->ops[i].linear);
     if (o->kind == RT_OP_ATTENTION) {
       const rt_cache *c = &e->groups[o->f.attention.group];
       int32_t share = rt_share_of(c, o->f.attention.heads), width = rt_attention_width(c->head_dim);

@@ -70,16 +70,16 @@ static const uint8_t *rounded(rt_engine *e, int32_t op, const rt_linear *l, rt_s
 
 typedef struct block { int32_t first, rows; enum rt_path path; } block; /* lines of one unit */
 
-static int32_t blocks_of(const rt_lines *lines, int32_t path) {
+static int32_t blocks_of(const rt_linear *l, const rt_lines *lines, int32_t path) {
   int32_t n = lines->ends[path] - (path ? lines->ends[path - 1] : 0);
-  return (n + block_rows[path] - 1) / block_rows[path];
+  return (n + l->block_rows[path] - 1) / l->block_rows[path];
 }
 
-static block block_at(const rt_lines *lines, int32_t number) {
+static block block_at(const rt_linear *l, const rt_lines *lines, int32_t number) {
   int32_t path = 0, first;
-  for (int32_t n; (n = blocks_of(lines, path)) <= number; path++) number -= n;
-  first = (path ? lines->ends[path - 1] : 0) + number * block_rows[path];
-  return (block){first, least(lines->ends[path] - first, block_rows[path]), (enum rt_path)path};
+  for (int32_t n; (n = blocks_of(l, lines, path)) <= number; path++) number -= n;
+  first = (path ? lines->ends[path - 1] : 0) + number * l->block_rows[path];
+  return (block){first, least(lines->ends[path] - first, l->block_rows[path]), (enum rt_path)path};
 }
 
 static void finish(const rt_engine *e, const rt_linear *l, const float *bias, float *restrict y, const float *restrict y2, int32_t n,
@@ -122,7 +122,7 @@ static void linear_block(rt_engine *e, const rt_linear *l, const struct rt_part 
 static void linear_units(rt_engine *e, int32_t op, const rt_linear *l, int32_t first, int32_t last, rt_scratch *s) {
   const uint8_t *acts = rounded(e, op, l, s);
   for (int32_t u = first; u < last;) {
-    block b = block_at(lines_of(e, l), u / l->groups);
+    block b = block_at(l, lines_of(e, l), u / l->groups);
     int32_t group = u % l->groups;
     const struct rt_part *part = &l->parts[l->n_parts - 1];
     while (part->first_group > group) part--;
@@ -135,7 +135,7 @@ static void linear_units(rt_engine *e, int32_t op, const rt_linear *l, int32_t f
 
 static rt_phase linear_phase(const rt_engine *e, const rt_linear *l) {
   int32_t rows = rows_of(e, l), blocks = 0;
-  for (int32_t path = 0; path < RT_PATHS; path++) blocks += blocks_of(lines_of(e, l), path);
+  for (int32_t path = 0; path < RT_PATHS; path++) blocks += blocks_of(l, lines_of(e, l), path);
   int64_t bytes = (int64_t)l->parts[0].matrix->group_bytes * (l->up ? 2 : 1);
   return (rt_phase){blocks * l->groups, most_of(CLAIM_BYTES, bytes * least(rows, RT_TOKENS) / 4 + bytes)};
 }

@@ -9,22 +9,23 @@ from typing import Any
 import numpy as np
 
 from .._core import _kernels, _limits, _weights
+from ..machine import PATHS
 from ..weights import Stored
 from .work import Kind
 
 PIECE = 1 << 18       # bytes; threads share the weights in such pieces
 READ = 1 << 30        # bytes read for one figure at least, without coming back to Python in between
 MOMENT = 0.04         # seconds one kind of multiplication is measured for
-CACHED = 96 << 10     # bytes of weights that stay in the caches nearest the core
+CACHED = 256 << 10    # bytes of weights that stay in the caches nearest the core
 TOKENS = 32           # activations beside them
 
 
 class Limits:
     """Reading: every byte of the weights where they lie, as often as it takes. Multiplying: the linear kernels themselves on
-    a few of the model's rows and random activations, which stay in the nearest caches."""
+    a few of the model's rows and random activations, which stay in the nearest caches. path: of machine.PATHS."""
 
-    def __init__(self, weights: list[Stored], isa: str, threads: int) -> None:
-        self.weights = weights
+    def __init__(self, weights: list[Stored], isa: str, threads: int, path: str) -> None:
+        self.weights, self.path = weights, PATHS.index(path)
         held = [w.blocks if w.packed is None else w.packed for w in weights]
         self.pieces = [view[at : at + PIECE] for view in held if view is not None for at in range(0, view.nbytes, PIECE)]
         self.kernels, self.threads = _kernels.Kernels(isa), threads
@@ -78,6 +79,6 @@ class Limits:
         draw = np.random.default_rng(1)
         acts = _kernels.aligned((TOKENS, _kernels.act_bytes(k)), np.uint8)
         for row in acts:
-            row[:] = self.kernels.quantize(draw.standard_normal(k).astype(np.float32))
+            row[:] = self.kernels.quantize(draw.standard_normal(k).astype(np.float32), path=self.path)
         out = _kernels.aligned((TOKENS, 16 * groups), np.float32)
-        return (lambda: self.kernels.linear(format, packed, k, 0, groups, acts, out)), 2 * 16 * groups * k * TOKENS
+        return (lambda: self.kernels.linear(format, packed, k, 0, groups, acts, out, self.path)), 2 * 16 * groups * k * TOKENS

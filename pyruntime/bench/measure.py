@@ -186,7 +186,8 @@ class Bench:
         rates: dict[tuple[int, int], list[float]] = {kind: [] for kind in self.work.operations(1, 1)}
         read: list[float] = []
         began = time.perf_counter()
-        with Limits([self.weights[name] for name in names], self.backend.isa, self.backend.threads) as limits:
+        back = self.backend
+        with Limits([self.weights[name] for name in names], back.isa, back.threads, back.paths[0]) as limits:
             for number in range(self.wanted.rounds + 1):
                 told = partial(report, number * (len(figures) + 1))
                 self._round(figures, limits, read, rates, told)
