@@ -19,7 +19,8 @@ import pyruntime
 ROOT = Path(__file__).parents[1]
 FLAGS = ["-std=gnu11", "-O1", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-fopenmp", "-w"]
 #: what the engine needs; the widest sets and the text floor stay out, for the time they take to compile
-LEFT_OUT = ("text", *(f"isa/{name}.c" for name in ("avx512", "avx512bf16", "amx")))
+WIDEST = ("avx512", "avx512bf16", "amx")
+LEFT_OUT = ("text", *(f"isa/{name}.c" for name in WIDEST))
 
 
 def _sources(tree: Path) -> list[Path]:
@@ -31,7 +32,7 @@ def _build(tree: Path) -> None:
     shutil.copytree(ROOT / "csrc", tree / "csrc")
     plant(tree / "csrc")
     table = tree / "csrc/isa/table.c"
-    table.write_text("".join(f"#define rt_kernels_{name} rt_kernels_scalar\n" for name in ("avx512", "avx512bf16", "amx")) + table.read_text())
+    table.write_text("".join(f"#define rt_kernels_{name} rt_kernels_scalar\n" for name in WIDEST) + table.read_text())
     (tree / "csrc/fault.h").write_text("extern int rt_fault;\n")
     (tree / "csrc/fault.c").write_text('__attribute__((visibility("default"))) int rt_fault;\n')
     shutil.copytree(Path(pyruntime.__file__).parent, tree / "pyruntime", ignore=shutil.ignore_patterns("_engine*", "__pycache__"))
