@@ -5,7 +5,7 @@ from libc.stdlib cimport free
 
 import numpy as np
 
-from pyruntime._core.status cimport check, rt_code, rt_status
+from pyruntime._core.status cimport RT_OK, check, rt_code, rt_status
 
 
 cdef extern from "text/bpe.h" nogil:
@@ -146,15 +146,46 @@ cdef list_tokens(rt_listed *listed, bytes text, const uint32_t[::1] offset, cons
     listed.seed = seed
 
 
-cdef token_of(const rt_vocab *vocab, int64_t id):
-    cdef size_t n = 0
-    cdef const uint8_t *data = rt_vocab_token(vocab, id, &n)
-    if data == NULL:
-        raise IndexError(f"token id {id} is outside the vocabulary")
-    return PyBytes_FromStringAndSize(<const char *> data, <Py_ssize_t> n)
+cdef class Encoder:
+    """What the tokenizers share; each says how it encodes, and what a token is."""
+
+    cdef rt_code run(self, const uint8_t *text, size_t n, bint allow_special, int32_t *ids, uint32_t *ends, size_t *count,
+                     uint64_t *work, rt_status *st) noexcept nogil:
+        count[0] = 0
+        return RT_OK
+
+    cdef const uint8_t *named(self, int64_t id, size_t *n) noexcept:
+        return NULL
+
+    cdef size_t most(self, size_t n) noexcept:
+        """Tokens that n bytes may give."""
+        return n
+
+    cdef encoded(self, bytes text, bint allow_special):
+        cdef rt_status st
+        cdef size_t n = len(text), count = 0, most = self.most(n)
+        cdef uint64_t work = 0
+        cdef const uint8_t *data = text
+        ids_array = np.empty(most + 1, np.int32)
+        ends_array = np.empty(most + 1, np.uint32)
+        cdef int32_t[::1] ids = ids_array
+        cdef uint32_t[::1] ends = ends_array
+        cdef int32_t *first_id = &ids[0]
+        cdef uint32_t *first_end = &ends[0]
+        with nogil:
+            self.run(data, n, allow_special, first_id, first_end, &count, &work, &st)
+        check(&st)
+        return ids_array[:count], ends_array[:count], work
+
+    def token(self, int64_t id):
+        cdef size_t n = 0
+        cdef const uint8_t *data = self.named(id, &n)
+        if data == NULL:
+            raise IndexError(f"token id {id} is outside the vocabulary")
+        return PyBytes_FromStringAndSize(<const char *> data, <Py_ssize_t> n)
 
 
-cdef class Bpe:
+cdef class Bpe(Encoder):
     cdef rt_bpe *bpe
 
     def __cinit__(self, bytes text not None, const uint32_t[::1] offset, const uint8_t[::1] kind, bytes merge_text not None,
@@ -184,35 +215,22 @@ cdef class Bpe:
     def __dealloc__(self):
         rt_bpe_free(self.bpe)
 
-    def encode(self, bytes text not None, bint allow_special):
-        cdef rt_status st
-        cdef size_t n = len(text), count = 0
-        cdef uint64_t work = 0
-        cdef const uint8_t *data = text
-        ids_array = np.empty(n + 1, np.int32)
-        ends_array = np.empty(n + 1, np.uint32)
-        cdef int32_t[::1] ids = ids_array
-        cdef uint32_t[::1] ends = ends_array
-        cdef int32_t *first_id = &ids[0]
-        cdef uint32_t *first_end = &ends[0]
-        with nogil:
-            rt_bpe_encode(self.bpe, data, n, allow_special, first_id, first_end, &count, &work, &st)
-        check(&st)
-        return ids_array[:count], ends_array[:count], work
+    cdef rt_code run(self, const uint8_t *text, size_t n, bint allow_special, int32_t *ids, uint32_t *ends, size_t *count,
+                     uint64_t *work, rt_status *st) noexcept nogil:
+        return rt_bpe_encode(self.bpe, text, n, allow_special, ids, ends, count, work, st)
 
-    def token(self, int64_t id):
-        cdef size_t n = 0
-        cdef const uint8_t *data = rt_bpe_token(self.bpe, id, &n)
-        if data == NULL:
-            raise IndexError(f"token id {id} is outside the vocabulary")
-        return PyBytes_FromStringAndSize(<const char *> data, <Py_ssize_t> n)
+    cdef const uint8_t *named(self, int64_t id, size_t *n) noexcept:
+        return rt_bpe_token(self.bpe, id, n)
+
+    def encode(self, bytes text not None, bint allow_special):
+        return self.encoded(text, allow_special)
 
     @property
     def known_bytes(self):
         return rt_bpe_known_bytes(self.bpe)
 
 
-cdef class Spm:
+cdef class Spm(Encoder):
     cdef rt_spm *spm
 
     def __cinit__(self, bytes text not None, const uint32_t[::1] offset, const uint8_t[::1] kind, const float[::1] score,
@@ -239,31 +257,21 @@ cdef class Spm:
     def __dealloc__(self):
         rt_spm_free(self.spm)
 
+    cdef rt_code run(self, const uint8_t *text, size_t n, bint allow_special, int32_t *ids, uint32_t *ends, size_t *count,
+                     uint64_t *work, rt_status *st) noexcept nogil:
+        return rt_spm_encode(self.spm, text, n, allow_special, ids, ends, count, work, st)
+
+    cdef const uint8_t *named(self, int64_t id, size_t *n) noexcept:
+        return rt_spm_token(self.spm, id, n)
+
+    cdef size_t most(self, size_t n) noexcept:
+        return rt_spm_most(self.spm, n)
+
     def encode(self, bytes text not None, bint allow_special):
-        cdef rt_status st
-        cdef size_t n = len(text), count = 0, most = rt_spm_most(self.spm, n)
-        cdef uint64_t work = 0
-        cdef const uint8_t *data = text
-        ids_array = np.empty(most + 1, np.int32)
-        ends_array = np.empty(most + 1, np.uint32)
-        cdef int32_t[::1] ids = ids_array
-        cdef uint32_t[::1] ends = ends_array
-        cdef int32_t *first_id = &ids[0]
-        cdef uint32_t *first_end = &ends[0]
-        with nogil:
-            rt_spm_encode(self.spm, data, n, allow_special, first_id, first_end, &count, &work, &st)
-        check(&st)
-        return ids_array[:count], ends_array[:count], work
-
-    def token(self, int64_t id):
-        cdef size_t n = 0
-        cdef const uint8_t *data = rt_spm_token(self.spm, id, &n)
-        if data == NULL:
-            raise IndexError(f"token id {id} is outside the vocabulary")
-        return PyBytes_FromStringAndSize(<const char *> data, <Py_ssize_t> n)
+        return self.encoded(text, allow_special)
 
 
-cdef class Chars:
+cdef class Chars(Encoder):
     cdef rt_chars *chars
 
     def __cinit__(self, bytes text not None, const uint32_t[::1] offset, const uint8_t[::1] kind, bint spaces, bytes merge_text not None,
@@ -289,27 +297,18 @@ cdef class Chars:
     def __dealloc__(self):
         rt_chars_free(self.chars)
 
+    cdef rt_code run(self, const uint8_t *text, size_t n, bint allow_special, int32_t *ids, uint32_t *ends, size_t *count,
+                     uint64_t *work, rt_status *st) noexcept nogil:
+        return rt_chars_encode(self.chars, text, n, ids, ends, count, work, st)
+
+    cdef const uint8_t *named(self, int64_t id, size_t *n) noexcept:
+        return rt_vocab_token(rt_chars_vocab(self.chars), id, n)
+
     def encode(self, bytes text not None):
-        cdef rt_status st
-        cdef size_t n = len(text), count = 0
-        cdef uint64_t work = 0
-        cdef const uint8_t *data = text
-        ids_array = np.empty(n + 1, np.int32)
-        ends_array = np.empty(n + 1, np.uint32)
-        cdef int32_t[::1] ids = ids_array
-        cdef uint32_t[::1] ends = ends_array
-        cdef int32_t *first_id = &ids[0]
-        cdef uint32_t *first_end = &ends[0]
-        with nogil:
-            rt_chars_encode(self.chars, data, n, first_id, first_end, &count, &work, &st)
-        check(&st)
-        return ids_array[:count], ends_array[:count], work
-
-    def token(self, int64_t id):
-        return token_of(rt_chars_vocab(self.chars), id)
+        return self.encoded(text, False)
 
 
-cdef class Unigram:
+cdef class Unigram(Encoder):
     cdef rt_unigram *unigram
 
     def __cinit__(self, bytes text not None, const uint32_t[::1] offset, const uint8_t[::1] kind, bint spaces,
@@ -331,27 +330,18 @@ cdef class Unigram:
     def __dealloc__(self):
         rt_unigram_free(self.unigram)
 
+    cdef rt_code run(self, const uint8_t *text, size_t n, bint allow_special, int32_t *ids, uint32_t *ends, size_t *count,
+                     uint64_t *work, rt_status *st) noexcept nogil:
+        return rt_unigram_encode(self.unigram, text, n, ids, ends, count, work, st)
+
+    cdef const uint8_t *named(self, int64_t id, size_t *n) noexcept:
+        return rt_vocab_token(rt_unigram_vocab(self.unigram), id, n)
+
     def encode(self, bytes text not None):
-        cdef rt_status st
-        cdef size_t n = len(text), count = 0
-        cdef uint64_t work = 0
-        cdef const uint8_t *data = text
-        ids_array = np.empty(n + 1, np.int32)
-        ends_array = np.empty(n + 1, np.uint32)
-        cdef int32_t[::1] ids = ids_array
-        cdef uint32_t[::1] ends = ends_array
-        cdef int32_t *first_id = &ids[0]
-        cdef uint32_t *first_end = &ends[0]
-        with nogil:
-            rt_unigram_encode(self.unigram, data, n, first_id, first_end, &count, &work, &st)
-        check(&st)
-        return ids_array[:count], ends_array[:count], work
-
-    def token(self, int64_t id):
-        return token_of(rt_unigram_vocab(self.unigram), id)
+        return self.encoded(text, False)
 
 
-cdef class WordPiece:
+cdef class WordPiece(Encoder):
     cdef rt_wordpiece *wordpiece
 
     def __cinit__(self, bytes text not None, const uint32_t[::1] offset, const uint8_t[::1] kind, bytes prefix not None,
@@ -370,24 +360,15 @@ cdef class WordPiece:
     def __dealloc__(self):
         rt_wordpiece_free(self.wordpiece)
 
-    def encode(self, bytes text not None):
-        cdef rt_status st
-        cdef size_t n = len(text), count = 0
-        cdef uint64_t work = 0
-        cdef const uint8_t *data = text
-        ids_array = np.empty(n + 1, np.int32)
-        ends_array = np.empty(n + 1, np.uint32)
-        cdef int32_t[::1] ids = ids_array
-        cdef uint32_t[::1] ends = ends_array
-        cdef int32_t *first_id = &ids[0]
-        cdef uint32_t *first_end = &ends[0]
-        with nogil:
-            rt_wordpiece_encode(self.wordpiece, data, n, first_id, first_end, &count, &work, &st)
-        check(&st)
-        return ids_array[:count], ends_array[:count], work
+    cdef rt_code run(self, const uint8_t *text, size_t n, bint allow_special, int32_t *ids, uint32_t *ends, size_t *count,
+                     uint64_t *work, rt_status *st) noexcept nogil:
+        return rt_wordpiece_encode(self.wordpiece, text, n, ids, ends, count, work, st)
 
-    def token(self, int64_t id):
-        return token_of(rt_wordpiece_vocab(self.wordpiece), id)
+    cdef const uint8_t *named(self, int64_t id, size_t *n) noexcept:
+        return rt_vocab_token(rt_wordpiece_vocab(self.wordpiece), id, n)
+
+    def encode(self, bytes text not None):
+        return self.encoded(text, False)
 
 
 cdef class Added:
