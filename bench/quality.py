@@ -4,7 +4,8 @@
 
 The reference reads the same dequantized weights in f32 with an f32 cache (backends/torch.py without rounding). A text is cut
 into windows that begin cold; at every position both give the distribution of the next token. Each precision is measured with
-the paths its table names, whichever this machine would take: their bits are the same on every instruction set.
+the paths its table names, whichever this machine would take: their bits are the same on every instruction set. With --here
+those that the instruction set takes.
 
     prompt      every token is a prompt's
     generated   every token but the first is a generated one, as when a model answers from nothing
@@ -55,7 +56,7 @@ class Candidate:
     """What is measured: a precision's paths and a cache format."""
 
     precision: str
-    paths: tuple[str, str] | None
+    paths: tuple[str, str]
     kv: str
     reader: Reader
 
@@ -93,27 +94,26 @@ def with_cache(plan: Any, kv: str) -> Any:
     return dataclasses.replace(plan, groups=groups)
 
 
-def precisions() -> dict[str, tuple[str, str] | None]:
+def precisions() -> dict[str, tuple[str, str]]:
     """Name -> paths of (prompt, generated) tokens."""
     from pyruntime import machine
 
-    return dict(getattr(machine, "PRECISIONS", {"default": None}))
+    return dict(machine.PRECISIONS)
 
 
 def candidates(plan: Any, weights: Any, window: int, asked: argparse.Namespace) -> list[Candidate]:
     """Each precision with the first cache format, and the closest one with the others."""
+    from pyruntime import machine
     from pyruntime.backends.native import NativeBackend
 
     known = precisions()
     wanted = [(name, asked.kv[0]) for name in asked.precision or known]
-    closest = "precise" if "precise" in known else next(iter(known))
-    wanted += [(closest, kv) for kv in asked.kv[1:]]
+    wanted += [("precise", kv) for kv in asked.kv[1:]]
     made = []
     for name, kv in wanted:
-        paths = known[name]
-        more = {} if paths is None else {"paths": paths}
+        paths = machine.paths(name, machine.isa(asked.isa), None if asked.here else known[name])
         backend = NativeBackend(with_cache(plan, kv), weights, pages=-(-window // 16), max_tokens=CHUNK, max_rows=CHUNK,
-                                histories=1, threads=asked.threads, isa=asked.isa, **more)
+                                histories=1, threads=asked.threads, isa=asked.isa, precision=name, paths=paths)
         made.append(Candidate(name, paths, kv, Reader(backend)))
     return made
 
@@ -178,7 +178,7 @@ def markdown(result: dict[str, Any]) -> str:
              "| precision | paths | cache | tokens | positions | mean KL | 99 % | most | same best token |",
              "|---|---|---|---|---:|---:|---:|---:|---:|"]
     for f in result["found"]:
-        paths = "" if f["paths"] is None else ", ".join(f["paths"])
+        paths = ", ".join(f["paths"])
         lines.append(f"| {f['precision']} | {paths} | {f['kv']} | {f['role']} | {f['positions']} | {f['mean_kl']:.1e} "
                      f"| {f['p99_kl']:.1e} | {f['max_kl']:.1e} | {f['same_best']:.2%} |")
     return "\n".join(lines)
@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--role", nargs="+", choices=list(ROLES), default=list(ROLES), help="[all]")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="[%(default)s]")
     parser.add_argument("--isa", default=None, help="instruction set [the best here]")
+    parser.add_argument("--here", action="store_true", help="the paths that --isa takes, not those the table names")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers there")
     asked = parser.parse_args()
     results = []
