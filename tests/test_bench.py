@@ -232,8 +232,8 @@ def test_closeness_of_a_model_by_role(scripts, tiny_model, tmp_path):
     pytest.importorskip("torch")
     text = tmp_path / "text.txt"
     text.write_text("the world and the hell on the other end in a that " * 30)
-    asked = scripts["quality"].argparse.Namespace(threads=1, here=False, text=text, window=64, tokens=64, kv=["f16", "f32"], precision=None,
-                                                  role=list(scripts["quality"].ROLES), isa=None)
+    asked = scripts["quality"].argparse.Namespace(threads=1, text=text, window=64, tokens=64, kv=["f16", "f32"], precision=None,
+                                                  here=False, role=list(scripts["quality"].ROLES), isa=None)
     found = scripts["quality"].measure(str(tiny_model), asked)["found"]
     assert {f["positions"] for f in found} == {64, 63, 32} and {f["kv"] for f in found} == {"f16", "f32"}
     assert all(0 <= f["mean_kl"] < 1e-2 for f in found)
