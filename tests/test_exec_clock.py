@@ -64,15 +64,17 @@ def test_weights_are_counted_by_passes(paths: tuple[str, str], at_once: int, thr
     backend.close()
 
 
-def test_each_path_passes_over_the_weights() -> None:
-    """Tokens of two paths in one step: once for each."""
-    weights = stored(PLAN, random_values(PLAN, 0))
-    backend = NativeBackend(PLAN, weights, pages=8, threads=2, paths=("bf16", "a16"))
+@pytest.mark.parametrize("paths, format, passes", [
+    (("bf16", "a16"), "F16", 2), (("bf16", "a16"), "Q8_0", 2), (("a16_bf16", "a16"), "F16", 2), (("a16_bf16", "a16"), "Q8_0", 1)])
+def test_each_path_passes_over_the_weights(paths: tuple[str, str], format: str, passes: int) -> None:
+    """Tokens of two paths in one step: once for each, where they differ for the weights' format."""
+    weights = stored(PLAN, random_values(PLAN, 0), {w.name: format for w in PLAN.weights if w.k})
+    backend = NativeBackend(PLAN, weights, pages=8, threads=2, paths=paths)
     size = np.array([sum(weights[name].nbytes for name in matrices(op)) for op in PLAN.ops])
     mixed = dataclasses.replace(batch(20), roles=np.repeat(np.uint8([0, 1]), 10))
     backend.clock(True)
     backend.run(mixed, 0, len(PLAN.ops) - 2)
-    assert (backend.weights_read()[:-2] == 2 * size[:-2]).all()
+    assert (backend.weights_read()[:-2] == passes * size[:-2]).all()
     backend.close()
 
 

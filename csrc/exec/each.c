@@ -24,7 +24,9 @@ static int32_t matrix_of(const rt_engine *e, const rt_each *l, int32_t token, in
 
 static int32_t key_of(const rt_engine *e, const rt_each *l, int32_t pair) {
   int32_t token = pair / l->parts;
-  return matrix_of(e, l, token, pair % l->parts) * RT_PATHS + (int32_t)rt_path_of(e, e->step.batch, token);
+  enum rt_path path = rt_path_of(e, e->step.batch, token);
+  if (path == RT_PATH_A16_BF16 && l->blocks_alone) path = RT_PATH_A16;
+  return matrix_of(e, l, token, pair % l->parts) * RT_PATHS + (int32_t)path;
 }
 
 static void sort_pairs(rt_engine *e, const rt_each *l) {

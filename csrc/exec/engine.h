@@ -41,6 +41,7 @@ typedef struct rt_linear {
   int32_t x, out, k, groups, n_parts, norm_kind, activation, flagged; /* flagged: only the batch's rows */
   float eps, scale, softcap;
   int32_t block_rows[RT_PATHS];  /* rows of one unit */
+  int32_t blocks_alone;          /* no weights of float formats: to it A16_BF16 is A16 */
   const float *norm, *norm_bias; /* [k] or NULL */
   const rt_matrix *up;           /* RT_GATE */
   struct rt_part {
@@ -53,6 +54,7 @@ typedef struct rt_linear {
 /* EACH_LINEAR and EXPERTS (exec/each.h). x_stride 0: a token's parts share one input. */
 typedef struct rt_each {
   int32_t x, out, routes, k, parts, of, groups, x_stride, out_stride, activation; /* groups: of one matrix */
+  int32_t blocks_alone;              /* as rt_linear's */
   float eps;
   const float *norm;                 /* [k] or NULL */
   const rt_matrix *matrix, *up;      /* [of * 16 groups][k]; up only in EXPERTS */

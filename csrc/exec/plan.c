@@ -563,12 +563,15 @@ static bool bind_slot(const binding *b, int32_t i) {
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
-/* Rows of one unit, by path. */
+static bool is_float(const rt_matrix *m) { return m && rt_format_table[m->format].form == RT_FLOAT; }
+
+/* Rows of one unit, by path, and whether two paths are one. */
 static void size_units(rt_linear *l) {
-  bool floats = l->up == NULL || rt_format_table[l->up->format].form == RT_FLOAT;
-  for (int p = 0; p < l->n_parts; p++) floats = floats && rt_format_table[l->parts[p].matrix->format].form == RT_FLOAT;
+  int32_t floats = is_float(l->up), all = l->n_parts + (l->up != NULL);
+  for (int p = 0; p < l->n_parts; p++) floats += is_float(l->parts[p].matrix);
   memcpy(l->block_rows, block_rows, sizeof l->block_rows);
-  if (floats) l->block_rows[RT_PATH_A16_BF16] = RT_TOKENS_PAIRS;
+  if (floats == all) l->block_rows[RT_PATH_A16_BF16] = RT_TOKENS_PAIRS;
+  l->blocks_alone = floats == 0;
 }
 
 static void measure(rt_engine *e) {
@@ -577,6 +580,7 @@ static void measure(rt_engine *e) {
     const rt_bound *o = &e->ops[i];
     const rt_linear *l = &o->linear;
     size_units(&e->ops[i].linear);
+    e->ops[i].each.blocks_alone = !is_float(o->each.matrix) && !is_float(o->each.up);
     if (o->kind == RT_OP_ATTENTION) {
       const rt_cache *c = &e->groups[o->f.attention.group];
       int32_t share = rt_share_of(c, o->f.attention.heads), width = rt_attention_width(c->head_dim);

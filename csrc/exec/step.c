@@ -70,16 +70,22 @@ static const uint8_t *rounded(rt_engine *e, int32_t op, const rt_linear *l, rt_s
 
 typedef struct block { int32_t first, rows; enum rt_path path; } block; /* lines of one unit */
 
+/* Where lines of a path begin: path RT_PATHS, where the last end. An op without float formats has those of A16_BF16 among A16's. */
+static int32_t lines_from(const rt_linear *l, const rt_lines *lines, int32_t path) {
+  if (path == RT_PATH_A16_BF16 && l->blocks_alone) path++;
+  return path ? lines->ends[path - 1] : 0;
+}
+
 static int32_t blocks_of(const rt_linear *l, const rt_lines *lines, int32_t path) {
-  int32_t n = lines->ends[path] - (path ? lines->ends[path - 1] : 0);
+  int32_t n = lines_from(l, lines, path + 1) - lines_from(l, lines, path);
   return (n + l->block_rows[path] - 1) / l->block_rows[path];
 }
 
 static block block_at(const rt_linear *l, const rt_lines *lines, int32_t number) {
   int32_t path = 0, first;
   for (int32_t n; (n = blocks_of(l, lines, path)) <= number; path++) number -= n;
-  first = (path ? lines->ends[path - 1] : 0) + number * l->block_rows[path];
-  return (block){first, least(lines->ends[path] - first, l->block_rows[path]), (enum rt_path)path};
+  first = lines_from(l, lines, path) + number * l->block_rows[path];
+  return (block){first, least(lines_from(l, lines, path + 1) - first, l->block_rows[path]), (enum rt_path)path};
 }
 
 static void finish(const rt_engine *e, const rt_linear *l, const float *bias, float *restrict y, const float *restrict y2, int32_t n,
