@@ -17,7 +17,7 @@ BATCH = Batch.build([([1, 2, 3], 0, 0), ([9], 0, 0)], tables=[[[2], [5]]])
 
 
 def native(values=VALUES, plan=PLAN, **options) -> NativeBackend:
-    return NativeBackend(plan, stored(plan, values), pages=8, threads=1, **options)
+    return NativeBackend(plan, stored(plan, values), pages=8, threads=1, precision="precise", **options)
 
 
 def test_equal_backends_have_no_difference():

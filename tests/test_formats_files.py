@@ -43,7 +43,7 @@ def test_from_a_file_to_logits(tmp_path: Path, name: str, formats: tuple[str, ..
     with GGUFModel(path) as model:
         weights, low = load_weights(plan.weights, model), load_weights(plan.weights, model, low_memory=True)
         assert {w.format_name for w in weights if w.k} == {*formats, "Q8_0"}  # the embedding is Q8_0
-    got, same = (logits(native_backend(plan, w, pages=3, threads=1), ids) for w in (weights, low))
+    got, same = (logits(native_backend(plan, w, pages=3, threads=1, precision="precise"), ids) for w in (weights, low))
     torch.set_num_threads(1)
     want = logits(TorchBackend(plan, low, pages=3), ids)
     for a, b, c in zip(got, same, want, strict=True):
