@@ -91,8 +91,8 @@ bench: $(VENV)/.installed
 # The thread sanitizer follows our own pool; what OpenMP's threads do it cannot see (tests/tsan.supp).
 SANE ?= tests/test_gguf.py tests/test_hostile_files.py tests/test_safetensors.py tests/test_quantize.py tests/test_pack.py \
   tests/test_tokenizer.py tests/test_tokenizer_spm.py tests/test_tokenizer_json.py tests/test_tokenizer_files.py \
-  tests/test_kernels.py tests/test_exec.py tests/test_exec_edges.py tests/test_folder.py tests/test_moe.py
-RACE ?= tests/test_exec.py tests/test_exec_edges.py
+  tests/test_kernels.py tests/test_exec.py tests/test_exec_edges.py tests/test_state.py tests/test_folder.py tests/test_moe.py
+RACE ?= tests/test_exec.py tests/test_exec_edges.py tests/test_state.py
 asan: build/address,undefined
 	cd build/address,undefined && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
