@@ -11,7 +11,9 @@ from .errors import FieldInvalid
 THREADS_MAX = 1024
 POOLS = ("own", "openmp")
 #: csrc/quant/act.h, enum rt_path: how the products of a token round; closest to f32 first
-PATHS = ("a16", "a16_bf16", "bf16")
+ROUNDING = {"a16": "activations are 16-bit integers, beside float weights f32",
+            "a16_bf16": "as a16, but float weights and their activations are bf16", "bf16": "weights and activations are bf16"}
+PATHS = tuple(ROUNDING)
 #: the most rounding a prompt's and a generated token may take
 PRECISIONS = {"balanced": ("bf16", "a16"), "precise": ("a16", "a16"), "throughput": ("bf16", "bf16")}
 #: the paths that are faster than those before them, by instruction set; elsewhere A16 is both faster and closer

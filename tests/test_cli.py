@@ -324,6 +324,7 @@ def test_doctor(cli, monkeypatch):
     assert facts["versions"]["pyruntime"] == "0.1.0" and facts["extras"]["torch"] != ""
     assert facts["cpu"]["isa"] == facts["cpu"]["best_isa"]
     said = cli("doctor")[1]
+    assert re.search(r"^  a16 +activations are 16-bit integers", said, re.M)
     assert f"{facts['cpu']['best_isa']}, the best set that runs here" in said
     for name, missing in facts["cpu"]["isas"].items():
         assert re.search(rf"^  {name} +{f'cannot run here: lacks {missing}' if missing else 'runs here'}$", said, re.M)

@@ -74,6 +74,7 @@ def cpu(problems: list[str]) -> dict[str, Any]:
             problems.append(str(error))
     try:
         facts["paths"] = {name: machine.paths(name, facts.get("isa", "")) for name in machine.PRECISIONS}
+        facts["rounding"] = machine.ROUNDING
     except PyruntimeError as error:
         problems.append(str(error))
     if hasattr(os, "sched_getaffinity"):
@@ -145,6 +146,8 @@ def show(facts: dict[str, Any]) -> None:
         rows.append(("precision", cpu["precision"]))
     rows += [(f"  {name}", f"prompts in {prompt}, generated tokens in {generated} here")
              for name, (prompt, generated) in cpu.get("paths", {}).items()]
+    used = {path for paths in cpu.get("paths", {}).values() for path in paths}
+    rows += [(f"  {path}", meaning) for path, meaning in cpu.get("rounding", {}).items() if path in used]
     if "threads" in cpu:
         quota = "no quota" if cpu["cgroup_cpus"] is None else f"a quota of {cpu['cgroup_cpus']:g}"
         rows.append(("threads", f"{cpu['threads']} ({cpu.get('allowed_cpus', cpu['cpus'])} CPUs allowed, {quota}), "
