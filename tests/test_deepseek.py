@@ -59,13 +59,7 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {     # transformers' class, 
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny products gain nothing from torch's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def hugging_face(which: str, seed: int = 3) -> torch.nn.Module:

@@ -42,13 +42,7 @@ CONFIGS = {
 WORDS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "silu": "silu"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny products gain nothing from torch's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def hugging_face(config: ModelConfig, seed: int = 3) -> transformers.GPT2LMHeadModel:

@@ -28,13 +28,7 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {     # transformers' class, 
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny products gain nothing from torch's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config_of(model: torch.nn.Module) -> ModelConfig:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("transformers")
 pytest.importorskip("gguf")
@@ -40,13 +39,7 @@ CONFIGS = {
 WORDS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny products gain nothing from torch's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def hugging_face(config: ModelConfig, seed: int = 3) -> transformers.Mamba2ForCausalLM:

@@ -17,13 +17,7 @@ from pyruntime.types import Batch
 transformers = pytest.importorskip("transformers")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny products gain nothing from threads, and lose much to them on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def to_gguf_rows(w: np.ndarray, heads: int) -> np.ndarray:

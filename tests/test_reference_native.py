@@ -26,13 +26,7 @@ def formats_of(k: int) -> list[str]:
     return [name for name, twin in FORMATS.items() if k % twin.BLOCK_WEIGHTS == 0]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny products gain nothing from torch's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @st.composite

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from backend_compare import some_roles
 from hybrid_plans import mamba_and_gemma, mamba_and_llama
 from hypothesis import assume, given, settings
@@ -41,13 +40,7 @@ SLOTS, CONTEXT = 5, 160
 SIZES = {"max_tokens": 64, "max_rows": 64, "histories": 4}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny products gain nothing from torch's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @cache
