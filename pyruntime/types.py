@@ -128,7 +128,8 @@ class SamplingParams:
 
 @dataclass(slots=True)
 class Batch:
-    """The ragged tokens of many sequences that one step computes. The scheduler fills it; a backend only reads.
+    """The ragged tokens of many sequences that one step computes. The scheduler fills it, and may fill it again for the next;
+    a backend only reads, and keeps nothing of it.
 
     tokens     i32 [n]            token ids; -1-i stands for row i of `embeddings`
     positions  i32 [n]            position of each token, which rotation and masks use

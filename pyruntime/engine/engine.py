@@ -423,14 +423,10 @@ class Engine:
 
     def _score(self, step: Step) -> None:
         """Log-probabilities of the prompt's own tokens, from the raw logits of their rows."""
-        if not any(f.scores for f in step.flagged):
-            return
-        sampled, logits = self.backend.sampled(), self.backend.slot(self._logits)
-        for f in step.flagged:
-            if f.scores:
-                request: _Request = f.sequence.owner.request
-                assert request.scores is not None
-                request.scores += _prompt_logprobs(f, request.prompt, logits, sampled)
+        for f in [f for f in step.flagged if f.scores]:
+            request: _Request = f.sequence.owner.request
+            assert request.scores is not None
+            request.scores += _prompt_logprobs(f, request.prompt, self.backend.slot(self._logits), self.backend.sampled())
 
     def _accept(self, candidate: _Candidate, sampled: np.ndarray, row: int, now: float) -> None:
         """One more token of an answer: its text, its delta, and whether it was the last."""

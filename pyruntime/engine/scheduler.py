@@ -71,7 +71,8 @@ class Flagged:
 
 @dataclass(slots=True)
 class Step:
-    """One scheduled step: the batch, whose tokens it holds, what its rows are for, and who just got a seat."""
+    """One scheduled step: the batch, whose tokens it holds, what its rows are for, and who just got a seat. The next one may
+    be the same object with other numbers."""
 
     batch: Batch
     parts: list[tuple[Sequence, int]]          # (sequence, how many tokens), in batch order
@@ -82,14 +83,15 @@ class Step:
 
 @dataclass(slots=True)
 class _Line:
-    """A step in which every running sequence decodes; it stays the same but for tokens and positions until somebody comes
-    or goes, so it is kept."""
+    """The step in which every running sequence decodes. It stays the same until somebody comes or goes, but for tokens,
+    positions and now and then a page, so it is kept and these are written over: what a step touches anew is slow to reach
+    behind a model's weights."""
 
-    parts: list[tuple[Sequence, int]]
-    flagged: list[Flagged]
+    step: Step
     sequences: list[Sequence]
     seats: np.ndarray                          # i64 [n]
     constrained: bool                          # somebody has a bias or a mask
+    paged: bool = False                        # its block tables are today's
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:
@@ -205,7 +207,10 @@ class Scheduler:
     def _grow(self) -> list[Sequence]:
         """Pages for every running sequence's next step, the youngest giving theirs up when none are left."""
         preempted: list[Sequence] = []
-        for sequence in [s for s in self.running if len(s.tokens) > s.room]:
+        full = [s for s in self.running if len(s.tokens) > s.room]
+        if full and self._line is not None:
+            self._line.paged = False
+        for sequence in full:
             if sequence.seat >= 0:
                 self._trim(sequence)
             while sequence.seat >= 0 and not self._extend(sequence):
@@ -312,29 +317,33 @@ class Scheduler:
 
     def _decode(self, line: _Line) -> Step:
         """The kept step with its newest tokens."""
-        sequences, n = line.sequences, len(line.sequences)
-        positions = np.array([s.computed for s in sequences], np.int32)
-        kv_lens = positions + 1
-        width = pages_for(int(kv_lens.max()))
+        batch = line.step.batch
         if line.constrained:
-            sampling, bias_ids, bias_values, masks = self._rows(line.flagged, n)
-        else:
-            sampling, bias_ids, bias_values, masks = self._sampling[line.seats], _NO_IDS, _NO_VALUES, None
-            sampling["position"] = [len(s.tokens) - s.prompt for s in sequences]
-        batch = Batch(
-            tokens=np.array([s.tokens[-1] for s in sequences], np.int32), positions=positions, starts=self._count[: n + 1],
-            kv_lens=kv_lens, tables=tuple(store[line.seats, :width] for store in self._tables), rows=self._count[:n],
-            sampling=sampling, roles=self._ones[:n], adapters=self._base[:n], bias_ids=bias_ids, bias_values=bias_values,
-            masks=masks)
-        return Step(batch, line.parts, line.flagged, [], [])
+            batch.sampling, batch.bias_ids, batch.bias_values, batch.masks = self._rows(line.step.flagged, len(line.sequences))
+        tokens, positions, kv_lens, generated = batch.tokens, batch.positions, batch.kv_lens, batch.sampling["position"]
+        for row, s in enumerate(line.sequences):
+            tokens[row], positions[row], kv_lens[row] = s.tokens[-1], s.computed, s.computed + 1
+            generated[row] = len(s.tokens) - s.prompt
+        if not line.paged:
+            batch.tables, line.paged = self._block_tables(line.seats, int(kv_lens.max())), True
+        return line.step
 
     def _keep(self, parts: list[tuple[Sequence, int]], flagged: list[Flagged]) -> None:
         """If everybody running gets a token from this step, all of them decode in the next: keep that one."""
-        sequences = [s for s, _ in parts]
-        if len(sequences) == len(self.running) == len(flagged) and all(f.samples and not f.scores for f in flagged):
+        sequences, n = [s for s, _ in parts], len(parts)
+        if n == len(self.running) == len(flagged) and all(f.samples and not f.scores for f in flagged):
+            seats = np.array([s.seat for s in sequences])
+            batch = Batch(
+                tokens=np.zeros(n, np.int32), positions=np.zeros(n, np.int32), starts=self._count[: n + 1],
+                kv_lens=np.zeros(n, np.int32), tables=(), rows=self._count[:n], sampling=self._sampling[seats],
+                roles=self._ones[:n], adapters=self._base[:n], bias_ids=_NO_IDS, bias_values=_NO_VALUES)
+            rows = [Flagged(s, row, 0, 0, True) for row, s in enumerate(sequences)]
             constrained = any(s.bias is not None or s.mask is not None or s.early_mask is not None for s in sequences)
-            self._line = _Line([(s, 1) for s in sequences], [Flagged(s, row, 0, 0, True) for row, s in enumerate(sequences)],
-                               sequences, np.array([s.seat for s in sequences]), constrained)
+            self._line = _Line(Step(batch, [(s, 1) for s in sequences], rows, [], []), sequences, seats, constrained)
+
+    def _block_tables(self, seats: np.ndarray | list[int], most: int) -> tuple[np.ndarray, ...]:
+        """Those of the seats, as wide as `most` tokens need."""
+        return tuple(store[seats, : pages_for(most)] for store in self._tables)
 
     def _build(self, parts: list[tuple[Sequence, int]], admitted: list[Sequence], preempted: list[Sequence]) -> Step:
         tokens: list[int] = []
@@ -367,12 +376,10 @@ class Scheduler:
                 rows += range(offset + score_first - first, offset + score_first - first + scores)
                 if samples:
                     rows.append(offset + count - 1)
-        seats = [s.seat for s, _ in parts]
-        width = pages_for(max(kv_lens))
         sampling, bias_ids, bias_values, masks = self._rows(flagged, len(rows))
         batch = Batch(
             tokens=np.array(tokens, np.int32), positions=np.array(positions, np.int32), starts=np.array(starts, np.int32),
-            kv_lens=np.array(kv_lens, np.int32), tables=tuple(store[seats, :width] for store in self._tables),
+            kv_lens=np.array(kv_lens, np.int32), tables=self._block_tables([s.seat for s, _ in parts], max(kv_lens)),
             rows=np.array(rows, np.int32), sampling=sampling, roles=np.array(roles, np.uint8),
             adapters=np.full(len(parts), -1, np.int32), bias_ids=bias_ids, bias_values=bias_values, masks=masks)
         self._keep(parts, flagged)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
+from codecs import utf_8_decode
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,8 +10,6 @@ from pyruntime.errors import FieldInvalid
 
 if TYPE_CHECKING:
     from pyruntime.tokenizer.tokenizer import Tokenizer
-
-_Utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 class _Matcher:
@@ -45,7 +43,7 @@ class Detokenizer:
     A text stops at the first character that completes a stop string; if it completes several, at the longest.
     """
 
-    __slots__ = ("_tokenizer", "_decoder", "_matchers", "_held", "_include_stop", "_skipped", "_begins", "stopped")
+    __slots__ = ("_tokenizer", "_partial", "_matchers", "_held", "_include_stop", "_skipped", "_begins", "stopped")
 
     def __init__(
         self,
@@ -60,7 +58,7 @@ class Detokenizer:
         if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
             raise FieldInvalid("stop: must be a list of strings that are not empty", field="stop")
         self._tokenizer = tokenizer
-        self._decoder = _Utf8("replace")
+        self._partial = b""  # bytes of a character that has not come whole
         self._matchers = [_Matcher(text) for text in stop]
         self._held = ""
         self._include_stop = include_stop
@@ -75,12 +73,15 @@ class Detokenizer:
         if token_id in self._skipped:
             return ""
         self._begins = False
-        return self._advance(self._decoder.decode(data))
+        data = self._partial + data
+        text, used = utf_8_decode(data, "replace")
+        self._partial = data[used:]
+        return self._advance(text)
 
     def finish(self) -> str:
         """What was held back. Bytes of a character that never came whole are U+FFFD, as in bytes.decode."""
-        text = self._advance(self._decoder.decode(b"", final=True)) + self._held
-        self._held = ""
+        text = self._advance(self._partial.decode("utf-8", "replace")) + self._held
+        self._partial, self._held = b"", ""
         return text
 
     def _advance(self, text: str) -> str:
