@@ -22,6 +22,7 @@ from sampling_cases import equals_the_book, random_row, rows_of, run, sampler
 
 from pyruntime import plan as p
 from pyruntime.backends.torch import TorchBackend
+from pyruntime.bench.work import matrices
 from pyruntime.config import Experts, Latent
 from pyruntime.errors import FieldInvalid
 from pyruntime.models import deepseek_v2, gemma3, gpt2, llama, mamba2
@@ -141,6 +142,15 @@ def experts_read_once(isa: str) -> None:
     assert np.array_equal(np.concatenate(out[:-1]), out[-1])
 
 
+def weights_read_once(isa: str) -> None:
+    """By tokens of two paths together."""
+    plan, packed, _ = model("pairs")
+    native = native_backend(plan, packed, pages=PAGES, threads=1, isa=isa, paths=MODELS["pairs"][2]["paths"])
+    native.clock(True)
+    native.run(Batch.build([(list(range(20)), 0, 0)], tables=[[[3, 4]]], roles=np.uint8([0, 1] * 10)), 0, len(plan.ops) - 2)
+    assert native.weights_read().sum() == sum(packed[name].nbytes for op in plan.ops[:-2] for name in matrices(op))
+
+
 def copied_pages(isa: str) -> None:
     """A sequence goes on from copied pages as from its own."""
     native, _ = pair("q8_0", isa)
@@ -217,7 +227,7 @@ def penalties(isa: str) -> None:
     assert out == [0, 0, 0]
 
 
-PROPERTIES = [streams, penalties, top_p, copied_pages, equal_experts, experts_read_once, reused_pages, gone_pages, states,
+PROPERTIES = [streams, penalties, top_p, copied_pages, equal_experts, experts_read_once, weights_read_once, reused_pages, gone_pages, states,
               *(ops(name) for name in MODELS), long_context, sampling]
 
 

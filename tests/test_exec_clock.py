@@ -15,11 +15,10 @@ from pyruntime.plan import Logits
 from pyruntime.types import Batch
 
 PLAN = llama.plan(llama.tiny())
-TABLE = [list(range(8))]
 
 
-def batch(tokens: int, cached: int = 0) -> Batch:
-    return Batch.build([(list(range(tokens)), cached, cached)], tables=[TABLE])
+def batch(tokens: int, cached: int = 0, pages: int = 8) -> Batch:
+    return Batch.build([(np.arange(tokens) % PLAN.vocab, cached, cached)], tables=[[list(range(pages))]])
 
 
 def test_off_unless_asked_for_and_only_what_ran():
@@ -64,17 +63,24 @@ def test_weights_are_counted_by_passes(paths: tuple[str, str], at_once: int, thr
     backend.close()
 
 
-@pytest.mark.parametrize("paths, format, passes", [
-    (("bf16", "a16"), "F16", 2), (("bf16", "a16"), "Q8_0", 2), (("a16_bf16", "a16"), "F16", 2), (("a16_bf16", "a16"), "Q8_0", 1)])
-def test_each_path_passes_over_the_weights(paths: tuple[str, str], format: str, passes: int) -> None:
-    """Tokens of two paths in one step: once for each, where they differ for the weights' format."""
-    weights = stored(PLAN, random_values(PLAN, 0), {w.name: format for w in PLAN.weights if w.k})
-    backend = NativeBackend(PLAN, weights, pages=8, threads=2, paths=paths)
+@pytest.mark.parametrize("low_memory", [False, True])
+@pytest.mark.parametrize("format", ["F16", "Q8_0"])
+@pytest.mark.parametrize("paths", [("bf16", "a16"), ("a16", "bf16"), ("a16_bf16", "a16")])
+def test_paths_pass_over_the_weights_together(paths: tuple[str, str], format: str, low_memory: bool) -> None:
+    """Tokens of two paths in one step: as often as those of one of them ask for, who has more; two that are one to the format
+    as one."""
+    weights = stored(PLAN, random_values(PLAN, 0), {w.name: format for w in PLAN.weights if w.k}, low_memory=low_memory)
+    backend = NativeBackend(PLAN, weights, pages=40, threads=2, paths=paths)
     size = np.array([sum(weights[name].nbytes for name in matrices(op)) for op in PLAN.ops])
-    mixed = dataclasses.replace(batch(20), roles=np.repeat(np.uint8([0, 1]), 10))
-    backend.clock(True)
-    backend.run(mixed, 0, len(PLAN.ops) - 2)
-    assert (backend.weights_read()[:-2] == passes * size[:-2]).all()
+    at_once = [256 if path == "bf16" else 128 if (path, format) == ("a16_bf16", "F16") else 64 for path in paths]
+    for prompt, generated in ((10, 10), (1, 1), (64, 64), (65, 1), (257, 60), (60, 257)):
+        step = dataclasses.replace(batch(prompt + generated, pages=40), roles=np.repeat(np.uint8([0, 1]), [prompt, generated]))
+        backend.clock(True)
+        backend.run(step, 0, len(PLAN.ops) - 2)
+        passes = max(-(-prompt // at_once[0]), -(-generated // at_once[1]))
+        if paths[0] != "bf16" != paths[1] and format == "Q8_0":
+            passes = -(-(prompt + generated) // 64)
+        assert (backend.weights_read()[:-2] == passes * size[:-2]).all()
     backend.close()
 
 

@@ -172,8 +172,8 @@ PATHS = [("a16", "a16"), ("bf16", "bf16"), ("bf16", "a16"), ("a16_bf16", "a16")]
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("paths", PATHS, ids="-".join)
 def test_an_expert_is_read_once_a_step(paths: tuple[str, str], threads: int, low_memory: bool) -> None:
-    """However many tokens chose it, once by each path they take, as the op clock counts bytes; and not at all if none did. The
-    bits are those of steps in which nothing lies in portions."""
+    """However many tokens chose it, and by whichever paths, as the op clock counts bytes; and not at all if none did. The bits
+    are those of steps in which nothing lies in portions."""
     rng, s = np.random.default_rng(4), shape(width=256, hidden=288, each=9, top_k=3)
     plan, tokens = plan_of(s), 700
     formats = {"gate": "Q4_K", "up": "Q8_0", "down": "Q4_0"}
@@ -191,7 +191,7 @@ def test_an_expert_is_read_once_a_step(paths: tuple[str, str], threads: int, low
         counts = [counts[0] + counts[1]]
         assert counts[0].max() > 2 * 256
     assert all(sum(c > 256) >= 1 and sum(c > 64) >= 3 and c[7] == 0 for c in counts)
-    used = sum(int((c > 0).sum()) for c in counts)
+    used = int((sum(counts) > 0).sum())
     of_one = {name: weights[name].nbytes // s.experts for name in ("gate", "up", "down")}
     assert backend.weights_read().tolist() == [0, 0, used * (of_one["gate"] + of_one["up"]), used * of_one["down"], 0]
     few = native_backend(plan, weights, threads=1, paths=paths, max_tokens=20)

@@ -212,12 +212,12 @@ static void store_positions(rt_engine *e, const rt_batch *b, int32_t g) {
 }
 
 /* rows: the token of each of n lines, or NULL when line i is token i. */
-static void order_lines(const rt_engine *e, const rt_batch *b, const int32_t *rows, int32_t n, rt_lines *lines) {
-  int32_t done = 0;
-  for (int32_t path = 0; path < RT_PATHS; path++) {
+static void order_lines(const rt_batch *b, const int32_t *rows, int32_t n, rt_lines *lines) {
+  lines->n = 0;
+  for (int32_t generated = 0; generated < 2; generated++) {
     for (int32_t i = 0; i < n; i++)
-      if ((int32_t)rt_path_of(e, b, rows ? rows[i] : i) == path) lines->at[done++] = i;
-    lines->ends[path] = done;
+      if ((b->roles[rows ? rows[i] : i] != 0) == generated) lines->at[lines->n++] = i;
+    if (!generated) lines->prompts = lines->n;
   }
 }
 
@@ -229,8 +229,8 @@ rt_code rt_step_begin(rt_engine *e, const rt_batch *batch, int32_t first, int32_
   check_states(e, batch, first, last, true, st);
   for (int32_t g = 0; g < e->n_groups; g++)
     if (e->groups[g].kind != RT_STATE) store_positions(e, batch, g);
-  order_lines(e, batch, NULL, batch->n_tokens, &e->step.lines[0]);
-  order_lines(e, batch, batch->rows, batch->n_rows, &e->step.lines[1]);
+  order_lines(batch, NULL, batch->n_tokens, &e->step.lines[0]);
+  order_lines(batch, batch->rows, batch->n_rows, &e->step.lines[1]);
   e->step.batch = batch;
   e->step.first = first;
   return RT_OK;

@@ -22,16 +22,19 @@ static int32_t matrix_of(const rt_engine *e, const rt_each *l, int32_t token, in
   return named >= 0.0f && named < (float)l->of ? (int32_t)named : 0;
 }
 
+/* The first of two equal ways, so that a matrix's pairs of one path lie together. */
+static int32_t way_of(const rt_engine *e, const rt_each *l, int32_t token) {
+  return l->ways[0].path != l->ways[1].path && e->step.batch->roles[token];
+}
+
 static int32_t key_of(const rt_engine *e, const rt_each *l, int32_t pair) {
   int32_t token = pair / l->parts;
-  enum rt_path path = rt_path_of(e, e->step.batch, token);
-  if (path == RT_PATH_A16_BF16 && l->blocks_alone) path = RT_PATH_A16;
-  return matrix_of(e, l, token, pair % l->parts) * RT_PATHS + (int32_t)path;
+  return matrix_of(e, l, token, pair % l->parts) * 2 + way_of(e, l, token);
 }
 
 static void sort_pairs(rt_engine *e, const rt_each *l) {
   rt_pairs *p = &e->pairs;
-  int32_t n = e->step.batch->n_tokens * l->parts, keys = l->of * RT_PATHS, before = 0;
+  int32_t n = e->step.batch->n_tokens * l->parts, keys = l->of * 2, before = 0;
   memset(p->ends, 0, (size_t)keys * sizeof *p->ends);
   for (int32_t i = 0; i < n; i++) p->ends[key_of(e, l, i)]++;
   for (int32_t k = 0; k < keys; k++) {
@@ -44,9 +47,9 @@ static void sort_pairs(rt_engine *e, const rt_each *l) {
     p->at[p->place[i]] = i;
   }
   p->n_blocks = 0;
-  for (int32_t k = 0, first = 0, rows; k < keys; k++)
-    for (; (rows = p->ends[k] - first) > 0; first += rows)
-      p->blocks[p->n_blocks++] = (rt_pair_block){first, rows, k / RT_PATHS, (enum rt_path)(k % RT_PATHS)};
+  for (int32_t k = 0, first = 0; k < keys; first = p->ends[k + 1], k += 2)
+    if (p->ends[k + 1] > first)
+      p->blocks[p->n_blocks++] = (rt_pair_block){first, {p->ends[k] - first, p->ends[k + 1] - p->ends[k]}, k / 2};
 }
 
 rt_phase rt_each_open(rt_engine *e, const rt_each *l, int32_t part) {
@@ -63,7 +66,7 @@ rt_phase rt_each_open(rt_engine *e, const rt_each *l, int32_t part) {
 /* ---- activations ---- */
 
 static void round_input(rt_engine *e, const rt_each *l, const float *x, int32_t pair) {
-  e->k->quantize(x, l->k, 0, l->norm, NULL, l->eps, rt_path_of(e, e->step.batch, pair / l->parts),
+  e->k->quantize(x, l->k, 0, l->norm, NULL, l->eps, l->ways[way_of(e, l, pair / l->parts)].path,
                  e->acts + (size_t)e->pairs.place[pair] * rt_act_bytes(l->k));
 }
 
@@ -76,12 +79,11 @@ static void round_token(rt_engine *e, const rt_each *l, int32_t token) {
 
 /* ---- products ---- */
 
-/* Results of groups [first, first + n) to the slots of the block's pairs [row, row + rows). */
-static void bring_back(rt_engine *e, const rt_each *l, const rt_pair_block *b, int32_t row, int32_t rows, int32_t first, int32_t n,
-                       rt_scratch *s) {
+/* Results of groups [first, first + n) to the slots of the sorted pairs [row, row + rows). */
+static void bring_back(rt_engine *e, const rt_each *l, int32_t row, int32_t rows, int32_t first, int32_t n, rt_scratch *s) {
   int32_t width = n * RT_GROUP;
   for (int32_t i = 0; i < rows; i++) {
-    int32_t pair = e->pairs.at[b->first + row + i];
+    int32_t pair = e->pairs.at[row + i];
     float *out = row_of(e, l->out, pair / l->parts) + (size_t)(pair % l->parts) * (size_t)l->out_stride + first * RT_GROUP;
     float *y = s->y + (size_t)i * (size_t)width;
     if (l->up) e->k->gate[l->activation](y, s->y2 + (size_t)i * (size_t)width, width, out);
@@ -93,25 +95,28 @@ static void bring_back(rt_engine *e, const rt_each *l, const rt_pair_block *b, i
  * memory once and from a cache afterwards. */
 static void multiply_block(rt_engine *e, const rt_each *l, const rt_pair_block *b, int32_t first, int32_t last, rt_scratch *s) {
   const rt_matrix *m = l->matrix, *up = l->up;
-  int32_t from = b->matrix * l->groups + first;
+  int32_t from = b->matrix * l->groups + first, row = b->first;
   const uint8_t *gates = take_groups(m, from, last - first, s->group, s), *ups = NULL;
   if (up) ups = take_groups(up, from, last - first, s->group + rt_round_up(m->group_bytes, 64), s);
-  for (int32_t row = 0, rows; row < b->rows; row += rows) {
-    const uint8_t *acts = e->acts + (size_t)(b->first + row) * rt_act_bytes(l->k);
-    rows = least(b->rows - row, block_rows[b->path]);
-    for (int32_t g = 0, n; g < last - first; g += n) {
-      n = least(last - first - g, RT_LINE_FLOATS / (RT_GROUP * rows));
-      multiply(e, m, gates + (size_t)g * m->group_bytes, n, acts, rows, b->path, s->y, (size_t)n * RT_GROUP);
-      if (up) multiply(e, up, ups + (size_t)g * up->group_bytes, n, acts, rows, b->path, s->y2, (size_t)n * RT_GROUP);
-      bring_back(e, l, b, row, rows, first + g, n, s);
+  for (int32_t way = 0; way < 2; way++)
+    for (int32_t end = row + b->rows[way], rows; row < end; row += rows) {
+      const uint8_t *acts = e->acts + (size_t)row * rt_act_bytes(l->k);
+      enum rt_path path = l->ways[way].path;
+      rows = least(end - row, l->ways[way].rows);
+      for (int32_t g = 0, n; g < last - first; g += n) {
+        n = least(last - first - g, RT_LINE_FLOATS / (RT_GROUP * rows));
+        multiply(e, m, gates + (size_t)g * m->group_bytes, n, acts, rows, path, s->y, (size_t)n * RT_GROUP);
+        if (up) multiply(e, up, ups + (size_t)g * up->group_bytes, n, acts, rows, path, s->y2, (size_t)n * RT_GROUP);
+        bring_back(e, l, row, rows, first + g, n, s);
+      }
     }
-  }
 }
 
 /* How many groups of a block are taken at once: where rows come in portions, those that stay in a core's cache meanwhile. */
 static int32_t at_once(const rt_each *l, const rt_pair_block *b) {
   if (!l->matrix->packed || (l->up && !l->up->packed)) return 1;
-  return b->rows > block_rows[b->path] ? most_of(STAY_BYTES, held_bytes(l)) : l->groups;
+  bool portions = b->rows[0] > l->ways[0].rows || b->rows[1] > (b->rows[0] ? 0 : l->ways[1].rows);
+  return portions ? most_of(STAY_BYTES, held_bytes(l)) : l->groups;
 }
 
 void rt_each_units(rt_engine *e, const rt_each *l, int32_t part, int32_t first, int32_t last, rt_scratch *s) {

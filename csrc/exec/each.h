@@ -2,9 +2,9 @@
  *
  * A token meets `parts` of the `of` matrices that lie one behind the other in a weight: those its row of `routes` names, or,
  * without routes, all of them in order. A (token, part) is a pair. Pairs are sorted by matrix, path and token; those of one
- * matrix and path are a block, and a group of the matrix is multiplied by all of them, in portions of as many rows as the units of
- * other linear ops have, while it stays in a cache. So a matrix is read once a step (by each path), however many tokens chose it,
- * and not at all when nobody did, and the bits of a pair depend on no other.
+ * matrix are a block, and a group of the matrix is multiplied by all of them, in portions of one path and of as many rows as the
+ * units of other linear ops have, while it stays in a cache. So a matrix is read once a step, however many tokens chose it, and
+ * not at all when nobody did, and the bits of a pair depend on no other.
  *   phase 0    a unit is a pair (EXPERTS: a token, whose parts share one input): activations, rounded into their sorted place
  *   phase 1    a unit is a block of pairs times a packed group of 16 rows of its matrix */
 #ifndef RT_EACH_H

@@ -22,7 +22,7 @@ enum {
   RT_FUSED = 4,        /* up to this many tokens each thread rounds the activations for itself */
   RT_CHANNELS = 64,    /* channels of one convolution unit */
   RT_GONE = -1,         /* in a block table: the page behind a window was given back */
-  RT_LINE_FLOATS = 8192 /* floats of one product in a thread's scratch */
+  RT_LINE_FLOATS = 12288 /* floats of one product in a thread's scratch */
 };
 
 typedef struct rt_matrix {
@@ -33,6 +33,9 @@ typedef struct rt_matrix {
   const float *values; /* [rows] */
 } rt_matrix;
 
+/* How an op computes the tokens of a role: the path, where another has the same bits that one, and rows of one unit. */
+typedef struct rt_way { enum rt_path path; int32_t rows; } rt_way;
+
 enum rt_finish { RT_STORE, RT_ACTIVATE, RT_ADD, RT_GATE, RT_CAP };
 
 /* NORM_LINEAR, LINEAR, LINEAR_ADD, GATED and LOGITS are one thing: norm and round x, multiply by parts side by side, finish. */
@@ -40,8 +43,7 @@ typedef struct rt_linear {
   enum rt_finish finish;
   int32_t x, out, k, groups, n_parts, norm_kind, activation, flagged; /* flagged: only the batch's rows */
   float eps, scale, softcap;
-  int32_t block_rows[RT_PATHS];  /* rows of one unit */
-  int32_t blocks_alone;          /* no weights of float formats: to it A16_BF16 is A16 */
+  rt_way ways[2];                /* of prompt and of generated rows */
   const float *norm, *norm_bias; /* [k] or NULL */
   const rt_matrix *up;           /* RT_GATE */
   struct rt_part {
@@ -54,7 +56,7 @@ typedef struct rt_linear {
 /* EACH_LINEAR and EXPERTS (exec/each.h). x_stride 0: a token's parts share one input. */
 typedef struct rt_each {
   int32_t x, out, routes, k, parts, of, groups, x_stride, out_stride, activation; /* groups: of one matrix */
-  int32_t blocks_alone;              /* as rt_linear's */
+  rt_way ways[2];
   float eps;
   const float *norm;                 /* [k] or NULL */
   const rt_matrix *matrix, *up;      /* [of * 16 groups][k]; up only in EXPERTS */
@@ -102,19 +104,18 @@ typedef struct rt_token { int32_t token, position, sequence; } rt_token;
 typedef struct rt_run { int32_t token, count, block, slot; } rt_run; /* tokens that go to one page: `block` of rt_step.blocks */
 typedef struct rt_block rt_block;
 typedef struct rt_query rt_query;
-typedef struct rt_pair_block { int32_t first, rows, matrix; enum rt_path path; } rt_pair_block;
+typedef struct rt_pair_block { int32_t first, rows[2], matrix; } rt_pair_block; /* first those of the first way */
 typedef struct rt_pairs { /* of the EACH_LINEAR or EXPERTS op that runs: pair token * parts + part */
-  int32_t *place, *at, *ends; /* [pairs] where a pair stands among the sorted; [pairs] which one stands there; [of * RT_PATHS] */
-  rt_pair_block *blocks;      /* [of * RT_PATHS] pairs of one matrix and path */
+  int32_t *place, *at, *ends; /* [pairs] where a pair stands among the sorted; [pairs] which one stands there; [of * 2] */
+  rt_pair_block *blocks;      /* [of] pairs of one matrix */
   int32_t n_blocks;
 } rt_pairs;
 /* Neighbouring tokens of a sequence and of one path that attention takes together; fresh: slot of the sequence's first token in
  * this step. */
 typedef struct rt_tile { int32_t sequence, token, count, fresh; enum rt_path path; } rt_tile;
 
-/* Rows of a linear op in the order it computes them: those of one path lie together, so that no unit has two. The i-th is
- * row at[i]; those of path p end before ends[p]. */
-typedef struct rt_lines { int32_t *at, ends[RT_PATHS]; } rt_lines;
+/* Rows of a linear op in the order it computes them: the i-th is row at[i], and those of prompts come first. */
+typedef struct rt_lines { int32_t *at, n, prompts; } rt_lines;
 
 typedef struct rt_step { /* one batch, checked */
   const rt_batch *batch;

@@ -565,13 +565,25 @@ static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
 static bool is_float(const rt_matrix *m) { return m && rt_format_table[m->format].form == RT_FLOAT; }
 
-/* Rows of one unit, by path, and whether two paths are one. */
-static void size_units(rt_linear *l) {
-  int32_t floats = is_float(l->up), all = l->n_parts + (l->up != NULL);
-  for (int p = 0; p < l->n_parts; p++) floats += is_float(l->parts[p].matrix);
-  memcpy(l->block_rows, block_rows, sizeof l->block_rows);
-  if (floats == all) l->block_rows[RT_PATH_A16_BF16] = RT_TOKENS_PAIRS;
-  l->blocks_alone = floats == 0;
+/* What an op makes of a role's path, with some matrices of float formats, or all. */
+static rt_way way_of(enum rt_path path, bool some, bool all) {
+  if (path == RT_PATH_A16_BF16 && !some) path = RT_PATH_A16;
+  if (path == RT_PATH_BF16) return (rt_way){path, RT_TOKENS_BF16};
+  return (rt_way){path, path == RT_PATH_A16_BF16 && all ? RT_TOKENS_PAIRS : RT_TOKENS};
+}
+
+static void choose_ways(const rt_engine *e, rt_bound *o) {
+  rt_linear *l = &o->linear;
+  bool some = is_float(l->up), all = !l->up || is_float(l->up);
+  for (int p = 0; p < l->n_parts; p++) {
+    some |= is_float(l->parts[p].matrix);
+    all &= is_float(l->parts[p].matrix);
+  }
+  for (int role = 0; role < 2; role++) {
+    enum rt_path path = (enum rt_path)(role ? e->limits.generated_path : e->limits.prompt_path);
+    l->ways[role] = way_of(path, some, all);
+    o->each.ways[role] = way_of(path, is_float(o->each.matrix) || is_float(o->each.up), false);
+  }
 }
 
 static void measure(rt_engine *e) {
@@ -579,8 +591,7 @@ static void measure(rt_engine *e) {
   for (int32_t i = 0; i < e->n_ops; i++) {
     const rt_bound *o = &e->ops[i];
     const rt_linear *l = &o->linear;
-    size_units(&e->ops[i].linear);
-    e->ops[i].each.blocks_alone = !is_float(o->each.matrix) && !is_float(o->each.up);
+    choose_ways(e, &e->ops[i]);
     if (o->kind == RT_OP_ATTENTION) {
       const rt_cache *c = &e->groups[o->f.attention.group];
       int32_t share = rt_share_of(c, o->f.attention.heads), width = rt_attention_width(c->head_dim);
@@ -598,7 +609,7 @@ static void measure(rt_engine *e) {
       size_t pairs = (size_t)e->limits.max_tokens * (size_t)each->parts;
       e->acts_bytes = larger(e->acts_bytes, rt_act_bytes(each->k) * pairs);
       e->group_bytes = larger(e->group_bytes, rt_round_up(each->matrix->group_bytes, 64) + (each->up ? each->up->group_bytes : 0));
-      e->pairs_most = larger(e->pairs_most, pairs), e->keys_most = larger(e->keys_most, (size_t)each->of * RT_PATHS);
+      e->pairs_most = larger(e->pairs_most, pairs), e->keys_most = larger(e->keys_most, (size_t)each->of * 2);
     }
     if (l->n_parts) {
       size_t one = rt_act_bytes(l->k);

@@ -3,8 +3,8 @@
  * An op is PHASES phases of the pool; what each computes is a function of the unit alone, so neither threads nor claims show
  * in the result:
  *   EMBED      -, a unit a token; so NORM_ADD
- *   linear     norm and round a token (only beyond RT_FUSED tokens), a unit is RT_TOKENS tokens of one path times a packed
- *              group of 16 rows
+ *   linear     norm and round a token (only beyond RT_FUSED tokens), a unit is a packed group of 16 rows times a portion of the
+ *              tokens: up to RT_TOKENS of prompts and as many generated ones
  *   EACH_LINEAR, EXPERTS   exec/each.h;  ROUTE, ROUTED_ADD  -, a unit a token
  *   ROPE_KV, LATENT_KV     cosines and sines of a token (once a step), a unit is the tokens that go to one page
  *   ATTENTION  a unit is (KV head, tile of tokens), or (KV head, tile, split) when tokens are few and then the joining of splits;
@@ -52,10 +52,9 @@ static const rt_lines *lines_of(const rt_engine *e, const rt_linear *l) { return
 
 static void round_line(const rt_engine *e, const rt_linear *l, int32_t line, uint8_t *act) {
   const rt_lines *lines = lines_of(e, l);
-  int32_t row = lines->at[line], path = 0;
-  while (line >= lines->ends[path]) path++;
+  int32_t row = lines->at[line];
   const float *x = row_of(e, l->x, l->flagged ? e->step.batch->rows[row] : row);
-  e->k->quantize(x, l->k, l->norm_kind, l->norm, l->norm_bias, l->eps, (enum rt_path)path, act);
+  e->k->quantize(x, l->k, l->norm_kind, l->norm, l->norm_bias, l->eps, l->ways[line >= lines->prompts].path, act);
 }
 
 static const uint8_t *rounded(rt_engine *e, int32_t op, const rt_linear *l, rt_scratch *s) {
@@ -68,24 +67,21 @@ static const uint8_t *rounded(rt_engine *e, int32_t op, const rt_linear *l, rt_s
   return s->acts;
 }
 
-typedef struct block { int32_t first, rows; enum rt_path path; } block; /* lines of one unit */
+typedef struct block { int32_t first, rows; enum rt_path path; } block; /* lines of one path */
+/* Lines of one unit. Where roles differ in their path these are two blocks, which meet a group of weights one after the other, so
+ * that it is read once. */
+typedef struct portion { block blocks[2]; int32_t count, rows; } portion;
 
-/* Where lines of a path begin: path RT_PATHS, where the last end. An op without float formats has those of A16_BF16 among A16's. */
-static int32_t lines_from(const rt_linear *l, const rt_lines *lines, int32_t path) {
-  if (path == RT_PATH_A16_BF16 && l->blocks_alone) path++;
-  return path ? lines->ends[path - 1] : 0;
-}
-
-static int32_t blocks_of(const rt_linear *l, const rt_lines *lines, int32_t path) {
-  int32_t n = lines_from(l, lines, path + 1) - lines_from(l, lines, path);
-  return (n + l->block_rows[path] - 1) / l->block_rows[path];
-}
-
-static block block_at(const rt_linear *l, const rt_lines *lines, int32_t number) {
-  int32_t path = 0, first;
-  for (int32_t n; (n = blocks_of(l, lines, path)) <= number; path++) number -= n;
-  first = lines_from(l, lines, path) + number * l->block_rows[path];
-  return (block){first, least(lines_from(l, lines, path + 1) - first, l->block_rows[path]), (enum rt_path)path};
+static portion portion_at(const rt_linear *l, const rt_lines *lines, int32_t number) {
+  portion p = {.count = 0};
+  int32_t ends[2] = {l->ways[0].path == l->ways[1].path ? lines->n : lines->prompts, lines->n};
+  for (int32_t role = 0, begin = 0; role < 2; begin = ends[role++]) {
+    int32_t first = begin + number * l->ways[role].rows, rows = least(ends[role] - first, l->ways[role].rows);
+    if (rows <= 0) continue;
+    p.blocks[p.count++] = (block){first, rows, l->ways[role].path};
+    p.rows += rows;
+  }
+  return p;
 }
 
 static void finish(const rt_engine *e, const rt_linear *l, const float *bias, float *restrict y, const float *restrict y2, int32_t n,
@@ -103,47 +99,51 @@ static void finish(const rt_engine *e, const rt_linear *l, const float *bias, fl
   memcpy(out, y, (size_t)n * sizeof *out);
 }
 
-/* y [rows][16 * (last - first)] = groups [first, last) of m times `rows` activations of one path. */
-static void multiply_groups(const rt_engine *e, const rt_matrix *m, int32_t first, int32_t last, const uint8_t *acts, int32_t rows,
-                            enum rt_path path, float *restrict y, rt_scratch *s) {
-  size_t ldy = (size_t)(last - first) * RT_GROUP;
-  for (int32_t g = first, n = m->packed ? last - first : 1; g < last; g += n)
-    multiply(e, m, take_groups(m, g, n, s->group, s), n, acts, rows, path, y + (g - first) * RT_GROUP, ldy);
+/* y [rows][16 * (last - first)] = groups [first, last) of m times a portion's activations. */
+static void multiply_groups(const rt_engine *e, const rt_matrix *m, int32_t first, int32_t last, const uint8_t *acts,
+                            const portion *p, float *restrict y, rt_scratch *s) {
+  size_t ldy = (size_t)(last - first) * RT_GROUP, act_bytes = rt_act_bytes(m->k);
+  for (int32_t g = first, n = m->packed ? last - first : 1; g < last; g += n) {
+    const uint8_t *groups = take_groups(m, g, n, s->group, s);
+    float *to = y + (g - first) * RT_GROUP;
+    for (const block *b = p->blocks; b < p->blocks + p->count; to += (size_t)b++->rows * ldy)
+      multiply(e, m, groups, n, acts + (size_t)b->first * act_bytes, b->rows, b->path, to, ldy);
+  }
 }
 
-/* Groups [first, last) of one part times a block of lines. */
-static void linear_block(rt_engine *e, const rt_linear *l, const struct rt_part *part, int32_t first, int32_t last,
-                         const uint8_t *acts, const block *b, rt_scratch *s) {
+/* Groups [first, last) of one part times a portion of lines. */
+static void linear_portion(rt_engine *e, const rt_linear *l, const struct rt_part *part, int32_t first, int32_t last,
+                           const uint8_t *acts, const portion *p, rt_scratch *s) {
   int32_t ldy = (last - first) * RT_GROUP, n = least(last * RT_GROUP, part->matrix->rows) - first * RT_GROUP;
-  const int32_t *rows = lines_of(e, l)->at + b->first;
-  acts += (size_t)b->first * rt_act_bytes(l->k);
-  multiply_groups(e, part->matrix, first, last, acts, b->rows, b->path, s->y, s);
-  if (l->up) multiply_groups(e, l->up, first, last, acts, b->rows, b->path, s->y2, s);
-  for (int32_t i = 0; i < b->rows; i++)
-    finish(e, l, part->bias ? part->bias + first * RT_GROUP : NULL, s->y + (size_t)i * (size_t)ldy, s->y2 + (size_t)i * (size_t)ldy, n,
-           row_of(e, l->out, rows[i]) + part->offset + first * RT_GROUP);
+  float *y = s->y, *y2 = s->y2;
+  multiply_groups(e, part->matrix, first, last, acts, p, y, s);
+  if (l->up) multiply_groups(e, l->up, first, last, acts, p, y2, s);
+  for (const block *b = p->blocks; b < p->blocks + p->count; b++)
+    for (int32_t i = b->first; i < b->first + b->rows; i++, y += ldy, y2 += ldy)
+      finish(e, l, part->bias ? part->bias + first * RT_GROUP : NULL, y, y2, n,
+             row_of(e, l->out, lines_of(e, l)->at[i]) + part->offset + first * RT_GROUP);
 }
 
-/* Units run over groups first, then over blocks of lines. */
+/* Units run over groups first, then over portions of lines. */
 static void linear_units(rt_engine *e, int32_t op, const rt_linear *l, int32_t first, int32_t last, rt_scratch *s) {
   const uint8_t *acts = rounded(e, op, l, s);
   for (int32_t u = first; u < last;) {
-    block b = block_at(l, lines_of(e, l), u / l->groups);
+    portion p = portion_at(l, lines_of(e, l), u / l->groups);
     int32_t group = u % l->groups;
     const struct rt_part *part = &l->parts[l->n_parts - 1];
     while (part->first_group > group) part--;
     int32_t end = least(part->first_group + part->matrix->groups, group + last - u);
-    end = least(end, group + RT_LINE_FLOATS / (RT_GROUP * b.rows));
-    linear_block(e, l, part, group - part->first_group, end - part->first_group, acts, &b, s);
+    end = least(end, group + RT_LINE_FLOATS / (RT_GROUP * p.rows));
+    linear_portion(e, l, part, group - part->first_group, end - part->first_group, acts, &p, s);
     u += end - group;
   }
 }
 
 static rt_phase linear_phase(const rt_engine *e, const rt_linear *l) {
-  int32_t rows = rows_of(e, l), blocks = 0;
-  for (int32_t path = 0; path < RT_PATHS; path++) blocks += blocks_of(l, lines_of(e, l), path);
+  int32_t rows = rows_of(e, l), portions = 0;
+  while (portion_at(l, lines_of(e, l), portions).count) portions++;
   int64_t bytes = (int64_t)l->parts[0].matrix->group_bytes * (l->up ? 2 : 1);
-  return (rt_phase){blocks * l->groups, most_of(CLAIM_BYTES, bytes * least(rows, RT_TOKENS) / 4 + bytes)};
+  return (rt_phase){portions * l->groups, most_of(CLAIM_BYTES, bytes * least(rows, RT_TOKENS) / 4 + bytes)};
 }
 
 /* ---- ROPE_KV ---- */

@@ -19,9 +19,6 @@ static inline const uint8_t *packed_group(const rt_matrix *m, int32_t group, rt_
   return s->group;
 }
 
-static const int32_t block_rows[RT_PATHS] = {[RT_PATH_A16] = RT_TOKENS, [RT_PATH_A16_BF16] = RT_TOKENS,
-                                                [RT_PATH_BF16] = RT_TOKENS_BF16};
-
 /* `n` packed groups of m for one pass over them, which the op clock counts: where they lie, or in low-memory mode the one that is
  * packed into `room`. */
 static inline const uint8_t *take_groups(const rt_matrix *m, int32_t first, int32_t n, uint8_t *room, rt_scratch *s) {
