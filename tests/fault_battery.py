@@ -227,8 +227,8 @@ def penalties(isa: str) -> None:
     assert out == [0, 0, 0]
 
 
-PROPERTIES = [streams, penalties, top_p, copied_pages, equal_experts, experts_read_once, weights_read_once, reused_pages, gone_pages, states,
-              *(ops(name) for name in MODELS), long_context, sampling]
+PROPERTIES = [streams, penalties, top_p, copied_pages, equal_experts, experts_read_once, weights_read_once, reused_pages,
+              gone_pages, states, *(ops(name) for name in MODELS), long_context, sampling]
 
 
 def battery(isa: str) -> str | None:
