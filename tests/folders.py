@@ -32,7 +32,7 @@ def tokenizer_json() -> dict[str, Any]:
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
                   "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-                  "vocab": {token: i for i, token in enumerate(tokens)}, "merges": meta["tokenizer.ggml.merges"]},
+                  "vocab": {token: i for i, token in enumerate(tokens)}, "merges": list(meta["tokenizer.ggml.merges"])},
     }
 
 

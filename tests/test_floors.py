@@ -16,7 +16,7 @@ PACKAGE = ROOT / "pyruntime"
 #: from the ground up; a module may import from floors below its own and from its own
 FLOORS = [
     {"errors", "version"},
-    {"plan", "types", "config", "recipe"},
+    {"plan", "types", "texts", "config", "recipe"},
     {"models", "_core"},
     {"machine", "quant", "weights", "tokenizer", "store"},
     {"backends"},
@@ -30,7 +30,7 @@ FLOORS = [
 ]
 #: what a room may take from outside the standard library
 OUTSIDE = {
-    "errors": set(), "version": set(), "plan": set(), "config": set(), "recipe": set(), "types": {"numpy"}, "models": set(),
+    "errors": set(), "version": set(), "plan": set(), "config": set(), "recipe": set(), "types": {"numpy"}, "texts": {"numpy"}, "models": set(),
     "store": {"huggingface_hub"}, "machine": {"numpy"}, "quant": {"numpy"}, "weights": {"numpy"},
     "tokenizer": {"numpy", "jinja2"},
     "trace": {"numpy"}, "backends": {"numpy", "torch"}, "cache": {"numpy"}, "engine": {"numpy"},

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pyruntime import quant
 from pyruntime._core._weights import GGUFFile
 from pyruntime.errors import ModelInvalid, ModelNotFound
+from pyruntime.texts import Texts
 from pyruntime.weights.gguf import GGUFModel
 from pyruntime.weights.gguf_writer import Tensor, write_gguf
 
@@ -52,7 +53,7 @@ def plain(value: Any) -> Any:
     """numpy arrays as lists, so that == compares everything."""
     if isinstance(value, np.ndarray):
         return value.tolist()
-    return [plain(v) for v in value] if isinstance(value, list) else value
+    return [plain(v) for v in value] if isinstance(value, (list, Texts)) else value
 
 
 def written(kind: T, item: T | None, value: Any) -> Any:

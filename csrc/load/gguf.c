@@ -84,6 +84,25 @@ rt_code rt_gguf_read(const rt_gguf *file, uint64_t *at, uint32_t type, rt_gguf_v
   return RT_OK;
 }
 
+enum { LENGTH_BYTES = 8 }; /* before a string */
+
+rt_code rt_gguf_text_offsets(const rt_gguf *file, uint64_t *at, uint64_t count, uint64_t *restrict offset, rt_status *st) {
+  rt_text text = {0};
+  offset[0] = 0;
+  for (uint64_t i = 0; i < count; i++) {
+    if (read_text(file, at, "a string", UINT64_MAX, &text, st)) return st->code;
+    offset[i + 1] = offset[i] + text.length; /* all of it lies in the file, so the sum fits */
+  }
+  return RT_OK;
+}
+
+/* Lengths are not read again: those of a file that changes meanwhile would not be the proven ones. */
+void rt_gguf_text_bytes(const rt_gguf *file, uint64_t at, uint64_t count, const uint64_t *restrict offset, uint8_t *restrict to) {
+  const uint8_t *from = file->file.map + at;
+  for (uint64_t i = 0; i < count; i++)
+    memcpy(to + offset[i], from + (i + 1) * LENGTH_BYTES + offset[i], offset[i + 1] - offset[i]);
+}
+
 /* Proves a value and moves behind it. */
 static rt_code walk_value(const rt_gguf *file, uint64_t *at, uint32_t type, int depth, rt_status *st) {
   rt_gguf_value value;

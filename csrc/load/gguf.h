@@ -55,6 +55,11 @@ void rt_gguf_close(rt_gguf *file);
 /* The value of `type` at *at, proven inside the file again; *at moves behind it, for an array to its first item. */
 rt_code rt_gguf_read(const rt_gguf *file, uint64_t *at, uint32_t type, rt_gguf_value *value, rt_status *st);
 
+/* The strings of an array: where each begins when they stand one behind the other. offset: [count + 1]; *at: its first item,
+ * then behind the last. Then those bytes, [offset[count]]; at: the first item again. */
+rt_code rt_gguf_text_offsets(const rt_gguf *file, uint64_t *at, uint64_t count, uint64_t *restrict offset, rt_status *st);
+void rt_gguf_text_bytes(const rt_gguf *file, uint64_t at, uint64_t count, const uint64_t *restrict offset, uint8_t *restrict to);
+
 /* "Q4_K", or "type 77" in `unnamed`. */
 const char *rt_ggml_type_name(uint32_t ggml_type, char unnamed[24]);
 

@@ -8,6 +8,7 @@
 #include "text/vocab.h"
 
 enum { NOTHING = RT_NO_TOKEN };
+enum { UNASKED = 0, WHOLE, IN_PARTS };
 
 struct rt_bpe {
   uint32_t n_tokens, longest; /* longest: bytes of the longest word that is a token */
@@ -16,7 +17,8 @@ struct rt_bpe {
   uint8_t *kind;              /* [n_tokens] */
   int32_t byte_token[256];    /* or NOTHING */
   rt_table pairs;             /* left << 32 | right -> rank << 32 | merged */
-  rt_names words;             /* the tokens that their own bytes encode to */
+  rt_names words;             /* normal tokens */
+  uint8_t *whole;             /* [n_tokens] of a normal token, whether its own bytes encode to it: known once it was asked */
   rt_trie added;
   rt_split split;
 };
@@ -191,39 +193,36 @@ static rt_code merge_word(encoder *restrict e, size_t at, size_t end, rt_status 
 
 /* ---- whole words ---------------------------------------------------------------------------------------------------- */
 
-/* The token that word: [n] bytes encodes to, or NOTHING where it takes several. */
+/* The normal token of a word: [n] bytes, or NOTHING. */
 static int32_t whole_word(const rt_bpe *restrict bpe, const uint8_t *restrict word, size_t n) {
   return n > bpe->longest ? NOTHING : (int32_t)rt_names_find(&bpe->words, word, n);
 }
 
+/* A word that is a token need not encode to it. Whoever meets it first merges it and writes down what came out: merging goes
+ * the same way every time, so threads that write write the same. */
 static rt_code encode_word(encoder *restrict e, size_t at, size_t end, rt_status *restrict st) {
-  const int32_t whole = whole_word(e->bpe, e->text + at, end - at);
-  if (whole != NOTHING) {
-    emit(e, whole, end);
+  const int32_t id = whole_word(e->bpe, e->text + at, end - at);
+  const int known = id == NOTHING ? IN_PARTS : __atomic_load_n(&e->bpe->whole[id], __ATOMIC_RELAXED);
+  if (known == WHOLE) {
+    emit(e, id, end);
     return RT_OK;
   }
-  return merge_word(e, at, end, st);
-}
-
-/* Whether the token's own bytes encode to it alone. */
-static bool is_whole(encoder *restrict e, int32_t id, rt_status *restrict st) {
-  e->count = 0;
-  return merge_word(e, e->bpe->offset[id], e->bpe->offset[id + 1], st) == RT_OK && e->count == 1 && e->ids[0] == id;
+  const size_t first = e->count;
+  if (merge_word(e, at, end, st) || known == IN_PARTS) return st->code;
+  const bool whole = e->count == first + 1 && e->ids[first] == id;
+  __atomic_store_n(&e->bpe->whole[id], whole ? WHOLE : IN_PARTS, __ATOMIC_RELAXED);
+  return RT_OK;
 }
 
 static rt_code build_words(rt_bpe *restrict bpe, const rt_bpe_spec *restrict s, rt_status *restrict st) {
-  uint32_t longest = 0;
-  for (uint32_t id = 0; id < s->n_tokens; id++)
-    if (bpe->offset[id + 1] - bpe->offset[id] > longest) longest = bpe->offset[id + 1] - bpe->offset[id];
-  encoder e = {.bpe = bpe, .text = bpe->bytes, .ids = malloc(((size_t)longest + 1) * sizeof *e.ids)};
-  if (!e.ids || !rt_names_init(&bpe->words, bpe->bytes, bpe->offset, s->n_tokens, s->seed)) rt_no_memory(st);
-  for (uint32_t id = 0; id < s->n_tokens && st->code == RT_OK; id++) {
-    if (bpe->kind[id] != RT_TOKEN_NORMAL || !(s->ignore_merges || is_whole(&e, (int32_t)id, st))) continue;
+  bpe->whole = malloc(s->n_tokens);
+  if (!bpe->whole || !rt_names_init(&bpe->words, bpe->bytes, bpe->offset, s->n_tokens, s->seed)) return rt_no_memory(st);
+  memset(bpe->whole, s->ignore_merges ? WHOLE : UNASKED, s->n_tokens);
+  for (uint32_t id = 0; id < s->n_tokens; id++) {
+    if (bpe->kind[id] != RT_TOKEN_NORMAL) continue;
     rt_names_add(&bpe->words, id);
     if (bpe->offset[id + 1] - bpe->offset[id] > bpe->longest) bpe->longest = bpe->offset[id + 1] - bpe->offset[id];
   }
-  free(e.long_word);
-  free(e.ids);
   return st->code;
 }
 
@@ -249,6 +248,7 @@ void rt_bpe_free(rt_bpe *bpe) {
   free(bpe->kind);
   free(bpe->pairs.entry);
   free(bpe->words.slot);
+  free(bpe->whole);
   rt_trie_free(&bpe->added);
   free(bpe);
 }

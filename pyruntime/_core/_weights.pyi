@@ -103,7 +103,7 @@ class GGUFFile:
     def alignment(self) -> int: ...
     @property
     def metadata(self) -> dict[str, Any]:
-        """str, int, float, bool; numeric arrays as numpy arrays, arrays of strings or of arrays as lists.
+        """str, int, float, bool; numeric arrays as numpy arrays, those of strings as Texts, of arrays as lists.
 
         Bytes that are no UTF-8 come as surrogate escapes.
         """

@@ -11,6 +11,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ..errors import FieldInvalid, ModelNotFound
+from ..texts import Texts
 
 from .load cimport *
 from .status cimport RT_OK, check, rt_status
@@ -233,6 +234,19 @@ cdef numbers(rt_gguf *file, rt_gguf_value value, uint32_t type):
     return np.frombuffer(raw, DTYPES[type])
 
 
+cdef texts(rt_gguf *file, uint64_t *at, uint64_t count):
+    cdef rt_status st
+    cdef uint64_t first = at[0]
+    offset = np.empty(count + 1, np.uint64)
+    cdef uint64_t[::1] to = offset
+    st.code = RT_OK
+    rt_gguf_text_offsets(file, at, count, &to[0], &st)
+    check(&st)
+    cdef bytes data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> to[count])
+    rt_gguf_text_bytes(file, first, count, &to[0], <uint8_t *> <char *> data)
+    return Texts(data, offset)
+
+
 cdef object value_at(rt_gguf *file, uint64_t *at, uint32_t type, int depth):
     cdef rt_status st
     cdef rt_gguf_value value
@@ -244,7 +258,9 @@ cdef object value_at(rt_gguf *file, uint64_t *at, uint32_t type, int depth):
         return text_of(value.text)
     if type != RT_GGUF_ARRAY:
         return numbers(file, value, type)[0].item()
-    if value.item_type != RT_GGUF_STRING and value.item_type != RT_GGUF_ARRAY:
+    if value.item_type == RT_GGUF_STRING:
+        return texts(file, at, value.count)
+    if value.item_type != RT_GGUF_ARRAY:
         at[0] += value.bytes
         return numbers(file, value, value.item_type)
     if depth == 0:

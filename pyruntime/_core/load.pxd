@@ -105,6 +105,8 @@ cdef extern from "load/gguf.h" nogil:
     rt_code rt_gguf_open(const char *path, rt_gguf **file, rt_status *st)
     void rt_gguf_close(rt_gguf *file)
     rt_code rt_gguf_read(const rt_gguf *file, uint64_t *at, uint32_t type, rt_gguf_value *value, rt_status *st)
+    rt_code rt_gguf_text_offsets(const rt_gguf *file, uint64_t *at, uint64_t count, uint64_t *offset, rt_status *st)
+    void rt_gguf_text_bytes(const rt_gguf *file, uint64_t at, uint64_t count, const uint64_t *offset, uint8_t *to)
     const char *rt_ggml_type_name(uint32_t ggml_type, char *unnamed)
     rt_code rt_gguf_supported(const rt_gguf *file, const rt_gguf_tensor *tensor, rt_status *st)
     ctypedef struct rt_gguf_packing:

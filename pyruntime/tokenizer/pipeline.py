@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from pyruntime._core._text import Added
 from pyruntime.errors import ModelInvalid
+from pyruntime.texts import Texts
 from pyruntime.tokenizer.normalize import MARK, Prepend, Replace, Step, words
 
 SPACED, TO_MARKS = Prepend(MARK), Replace(" ", MARK)
@@ -70,15 +71,18 @@ def utf8(text: str) -> bytes:
 
 def packed(texts: Sequence[str], what: str) -> tuple[bytes, npt.NDArray[np.uint32]]:
     """The UTF-8 of all texts in one, and where each begins: [n + 1]."""
-    try:
-        parts = [text.encode() for text in texts]
-    except UnicodeEncodeError as error:
-        raise ModelInvalid(f"tokenizer: {error.object!r:.40} among the {what} is not valid Unicode") from None
-    offset = np.zeros(len(parts) + 1, np.uint64)
-    np.cumsum(np.fromiter(map(len, parts), np.uint64, len(parts)), out=offset[1:])
+    if isinstance(texts, Texts) and texts.valid:
+        data, offset = texts.data, texts.offset
+    else:
+        try:
+            parts = [text.encode() for text in texts]
+        except UnicodeEncodeError as error:
+            raise ModelInvalid(f"tokenizer: {error.object!r:.40} among the {what} is not valid Unicode") from None
+        data, offset = b"".join(parts), np.zeros(len(parts) + 1, np.uint64)
+        np.cumsum(np.fromiter(map(len, parts), np.uint64, len(parts)), out=offset[1:])
     if offset[-1] >= 2**32:
         raise ModelInvalid(f"tokenizer: {offset[-1]} bytes of {what}; at most 4 GiB are supported")
-    return b"".join(parts), offset.astype(np.uint32)
+    return data, offset.astype(np.uint32)
 
 
 class _Finder:

@@ -4,13 +4,17 @@ Those of a tokenizer.json and of other files stand in tokenizer_json.py and file
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from operator import index
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from pyruntime.errors import ModelInvalid, ModelNotFound
+from pyruntime.texts import Texts
 from pyruntime.tokenizer.normalize import MARK, Bert, Prepend, Squeeze, Step, chars_map, trim
 from pyruntime.tokenizer.pipeline import AddedToken, Rules
 
@@ -54,13 +58,16 @@ END_NAMES = frozenset(
     }
 )
 
+Kinds = MutableSequence[int] | npt.NDArray[np.uint8]
+
+
 @dataclass(slots=True)
 class Spec:
     """One tokenizer. Token ids are positions in `tokens`; every id below is one of them."""
 
     family: str
-    tokens: list[str]
-    kinds: list[int]
+    tokens: Sequence[str]
+    kinds: Kinds
     merges: Sequence[str] = ()  # "left right", in order of rank
     split: str = "gpt2"
     ranked: bool = False  # tokens merge in order of their ids, without merges
@@ -121,7 +128,7 @@ def from_gguf_metadata(meta: Mapping[str, object]) -> Spec:
     return spec
 
 
-def _gguf_byte_level(meta: Mapping[str, object], tokens: list[str], unknown: int | None) -> Spec:
+def _gguf_byte_level(meta: Mapping[str, object], tokens: Sequence[str], unknown: int | None) -> Spec:
     pre = as_text(meta, "tokenizer.ggml.pre") or "default"
     return Spec(
         family="bpe",
@@ -133,7 +140,7 @@ def _gguf_byte_level(meta: Mapping[str, object], tokens: list[str], unknown: int
     )
 
 
-def _gguf_sentencepiece(meta: Mapping[str, object], tokens: list[str], unknown: int | None) -> Spec:
+def _gguf_sentencepiece(meta: Mapping[str, object], tokens: Sequence[str], unknown: int | None) -> Spec:
     spec = Spec(
         family="spm",
         tokens=tokens,
@@ -146,7 +153,7 @@ def _gguf_sentencepiece(meta: Mapping[str, object], tokens: list[str], unknown: 
     return spec
 
 
-def _gguf_unigram(meta: Mapping[str, object], tokens: list[str], unknown: int | None) -> Spec:
+def _gguf_unigram(meta: Mapping[str, object], tokens: Sequence[str], unknown: int | None) -> Spec:
     scores = _gguf_scores(meta, len(tokens))
     kinds = _gguf_kinds(meta.get("tokenizer.ggml.token_type"), len(tokens), Kind.BYTE)
     try:
@@ -166,10 +173,10 @@ def _put_rules(spec: Spec, steps: list[Step]) -> None:
     before = [Prepend(MARK)] if spec.space_prefix else []
     spec.rules = Rules([*steps, *before], marks=True)
     spec.opening, spec.space_prefix = "space" if spec.space_prefix else "", False
-    spec.added = [AddedToken(token, i, kind == Kind.SPECIAL, normalized=kind == Kind.ADDED)
-                  for i, (token, kind) in enumerate(zip(spec.tokens, spec.kinds, strict=True))
-                  if kind in (Kind.ADDED, Kind.SPECIAL)]
-    spec.kinds = [Kind.UNUSED if kind == Kind.ADDED else kind for kind in spec.kinds]
+    kinds = np.array(spec.kinds, np.uint8)
+    spec.added = [AddedToken(spec.tokens[i], i, bool(kinds[i] == Kind.SPECIAL), normalized=bool(kinds[i] == Kind.ADDED))
+                  for i in ids_of(kinds, Kind.ADDED, Kind.SPECIAL)]
+    spec.kinds = np.where(kinds == Kind.ADDED, np.uint8(Kind.UNUSED), kinds)
 
 
 def _gguf_steps(meta: Mapping[str, object]) -> list[Step]:
@@ -188,7 +195,7 @@ def _gguf_steps(meta: Mapping[str, object]) -> list[Step]:
     return steps
 
 
-def _gguf_words(meta: Mapping[str, object], tokens: list[str], unknown: int | None) -> Spec:
+def _gguf_words(meta: Mapping[str, object], tokens: Sequence[str], unknown: int | None) -> Spec:
     """A GGUF writes the beginning of a word with U+2581, and what is within one without ##."""
     def back(token: str) -> str:
         return token[1:] if token[:1] == MARK else token if token[:1] == "[" and token[-1:] == "]" else "##" + token
@@ -255,7 +262,9 @@ def as_list(value: object, where: str) -> Sequence[object]:
     return value  # type: ignore[return-value]
 
 
-def as_texts(value: object, where: str) -> list[str]:
+def as_texts(value: object, where: str) -> Sequence[str]:
+    if isinstance(value, Texts):
+        return value
     texts = list(as_list(value, where))
     if set(map(type, texts)) <= {str}:
         return texts  # type: ignore[return-value]
@@ -276,24 +285,32 @@ def as_id(value: object, n: int, where: str) -> int | None:
     return number
 
 
-def _gguf_kinds(value: object, n: int, byte: Kind) -> list[int]:
+def _gguf_kinds(value: object, n: int, byte: Kind) -> Kinds:
     """GGUF token types: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte: what `byte` says."""
     if value is None:
-        return [Kind.NORMAL] * n
+        return np.full(n, Kind.NORMAL, np.uint8)
     types = as_list(value, "tokenizer.ggml.token_type")
     if len(types) != n:
         raise ModelInvalid(f"tokenizer.ggml.token_type: {len(types)} entries for {n} tokens")
     known = {1: Kind.NORMAL, 2: Kind.SPECIAL, 3: Kind.SPECIAL, 4: Kind.ADDED, 5: Kind.UNUSED, 6: byte}
+    if isinstance(types, np.ndarray) and types.dtype.kind in "iu" and n and types.min() >= 1 and types.max() <= 6:
+        return np.array([0, *known.values()], np.uint8)[types]
     try:
         return [known[t] for t in (types.tolist() if hasattr(types, "tolist") else types)]  # type: ignore[index]
     except (KeyError, TypeError) as error:
         raise ModelInvalid(f"tokenizer.ggml.token_type: {error} is not a token type; they are 1 to 6") from None
 
 
-def end_ids_of(tokens: Sequence[str], kinds: Sequence[int], named: Iterable[int | None]) -> list[int]:
+def ids_of(kinds: Kinds, *wanted: Kind) -> list[int]:
+    """The tokens of some kinds, ascending."""
+    ids: list[int] = np.flatnonzero(np.isin(np.array(kinds, np.uint8), wanted)).tolist()
+    return ids
+
+
+def end_ids_of(tokens: Sequence[str], kinds: Kinds, named: Iterable[int | None]) -> list[int]:
     """Every token that ends an answer, those the file names first."""
     ids = [i for i in named if i is not None]
-    ids += [i for i, token in enumerate(tokens) if kinds[i] == Kind.SPECIAL and token in END_NAMES]
+    ids += [i for i in ids_of(kinds, Kind.SPECIAL) if tokens[i] in END_NAMES]
     return list(dict.fromkeys(ids))
 
 

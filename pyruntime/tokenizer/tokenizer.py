@@ -128,7 +128,7 @@ class Tokenizer:
         self.end_ids = spec.end_ids
         self.bos_token = None if self.bos_id is None else spec.tokens[self.bos_id]
         self.eos_token = None if self.eos_id is None else spec.tokens[self.eos_id]
-        self.specials = {i: spec.tokens[i] for i, kind in enumerate(spec.kinds) if kind == Kind.SPECIAL}
+        self.specials = {i: spec.tokens[i] for i in specs.ids_of(spec.kinds, Kind.SPECIAL)}
         self.special_ids = frozenset(self.specials)
         self.chat_template = spec.chat_template
 
