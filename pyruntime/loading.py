@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from .backends.base import Backend
 from .cache.pages import Span, pages_for
@@ -23,6 +24,7 @@ from .weights.folder import FolderModel, read_json
 from .weights.gguf import GGUFModel
 
 Progress = Callable[[int, int], None]   # (bytes done, bytes in all)
+T = TypeVar("T")
 BACKENDS = ("native", "torch")
 KV_BITS = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5}    # a number of K or V in the cache
 MAX_RUNNING, CHUNK, CHUNK_BESIDE = 8, 512, 8
@@ -112,19 +114,63 @@ def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads
         if backend != "native" or asked(precision) == "precise":
             plan = plan.token_by_token()
         source = opened.source(plan, config, quantize)
-        tokenizer = opened.tokenizer()
-        if tokenizer.vocab_size > plan.vocab:
-            raise ModelInvalid(f"{opened.path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {plan.vocab} rows")
         defaults = _defaults(opened.sampling(), file)
         context = min(context or plan.context, plan.context)
-        with _shown(progress, file.name) as report:
-            weights = load_weights(plan.weights, source, low_memory=low_memory, threads=threads or 0, progress=report)
+        with _shown(progress, file.name) as report, _Beside(lambda: _tokenizer(opened, plan)) as beside:
+            def told(done: int, total: int) -> None:
+                beside.look()
+                if report:
+                    report(done, total)
+
+            weights = load_weights(plan.weights, source, low_memory=low_memory, threads=threads or 0, progress=told)
+            tokenizer = beside.result()
         memory = _plan_memory(plan, weights, context, kv_tokens, max_running, chunk)
         made = _backend(backend, plan, weights, dict(
             pages=memory.pages, max_tokens=chunk + max_running, max_rows=max(64, max_running), histories=max_running),
             dict(threads=threads, isa=isa, pool=pool, precision=precision))
         return Model(model_name(path, file), file, config, plan, weights, made, tokenizer, defaults, context,
                      max_running, chunk, chunk_beside, memory, opened.metadata, source.notes)
+
+
+def _tokenizer(opened: GGUFModel | FolderModel, plan: Plan) -> Tokenizer:
+    tokenizer = opened.tokenizer()
+    if tokenizer.vocab_size > plan.vocab:
+        raise ModelInvalid(f"{opened.path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {plan.vocab} rows")
+    return tokenizer
+
+
+class _Beside(Generic[T]):
+    """A call on a thread of its own while the block's work goes on; over when the block is. It must not need the block's."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._call = call
+        self._done: list[T] = []
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="pyruntime loading", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self._done.append(self._call())
+        except BaseException as error:
+            self._error = error
+
+    def look(self) -> None:
+        """Raises what the call has raised so far."""
+        if self._error is not None:
+            raise self._error
+
+    def result(self) -> T:
+        """Waits for it."""
+        self._thread.join()
+        self.look()
+        return self._done[0]
+
+    def __enter__(self) -> _Beside[T]:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
 
 
 def open_file(path: Path) -> GGUFModel | FolderModel:

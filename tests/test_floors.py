@@ -30,7 +30,8 @@ FLOORS = [
 ]
 #: what a room may take from outside the standard library
 OUTSIDE = {
-    "errors": set(), "version": set(), "plan": set(), "config": set(), "recipe": set(), "types": {"numpy"}, "texts": {"numpy"}, "models": set(),
+    "errors": set(), "version": set(), "plan": set(), "config": set(), "recipe": set(), "types": {"numpy"}, "texts": {"numpy"},
+    "models": set(),
     "store": {"huggingface_hub"}, "machine": {"numpy"}, "quant": {"numpy"}, "weights": {"numpy"},
     "tokenizer": {"numpy", "jinja2"},
     "trace": {"numpy"}, "backends": {"numpy", "torch"}, "cache": {"numpy"}, "engine": {"numpy"},
