@@ -135,70 +135,96 @@ rt_code rt_file_read(const rt_file *file, uint64_t at, uint64_t bytes, uint8_t *
 
 /* ---- packing ---- */
 
-/* A share of a tensor small enough to stay in cache between reading and packing. */
-enum { SHARE_BYTES = 256 * 1024 };
+enum {
+  SHARE_BYTES = 256 * 1024, /* of a file: small enough to stay in cache between reading and packing */
+  PAGE_BITS = 21            /* of a page where packed weights lie (base/region.h) */
+};
 
-typedef struct share_size {
-  uint64_t row_bytes, share_rows, share_bytes, shares;
-} share_size;
+/* Rows of a job that are read at once: `rows` from `first` on, in file order `bytes`. */
+typedef struct share {
+  const rt_file_packing *job;
+  uint64_t first, rows, bytes;
+  uint8_t *dst;
+} share;
 
-/* Needs rows and k above 0. */
-static share_size share_of(const rt_file_packing *job) {
-  share_size s = {.row_bytes = rt_file_bytes(job->format, 1, job->k)};
-  s.share_rows = s.row_bytes < SHARE_BYTES / 16 ? SHARE_BYTES / (s.row_bytes * 16) * 16 : 16;
-  s.share_bytes = s.row_bytes * (job->rows < s.share_rows ? job->rows : s.share_rows);
-  s.shares = (job->rows + s.share_rows - 1) / s.share_rows;
-  return s;
+static uint64_t share_rows(const rt_file_packing *job) { /* whole groups */
+  uint64_t row_bytes = rt_file_bytes(job->format, 1, job->k);
+  return row_bytes < SHARE_BYTES / 16 ? SHARE_BYTES / (row_bytes * 16) * 16 : 16;
 }
 
-/* False when the file could not be read. scratch: [share_bytes]. */
-static bool pack_share(const rt_file *file, const rt_file_packing *job, const share_size *s, uint64_t share,
-                       uint8_t *restrict scratch) {
-  uint64_t first = share * s->share_rows, rows = job->rows - first < s->share_rows ? job->rows - first : s->share_rows;
+static bool pack_share(const rt_file *file, const share *s, uint8_t *restrict scratch) { /* false: it could not be read */
+  const rt_file_packing *job = s->job;
   size_t group_bytes = rt_group_bytes(job->format, job->k);
-  uint8_t *to = job->dst + first / 16 * group_bytes;
-  if (!read_exactly(file->fd, scratch, rows * s->row_bytes, job->offset + first * s->row_bytes)) return false;
-  for (uint64_t g = 0; g * 16 < rows; g++) rt_pack_group(job->format, rows, job->k, scratch, g, to + g * group_bytes);
+  if (!read_exactly(file->fd, scratch, s->bytes, job->offset + s->first * rt_file_bytes(job->format, 1, job->k))) return false;
+  for (uint64_t g = 0; g * 16 < s->rows; g++) rt_pack_group(job->format, s->rows, job->k, scratch, g, s->dst + g * group_bytes);
   return true;
 }
 
-/* Refuses what cannot be packed; otherwise counts the shares and finds the largest. */
-static rt_code plan_packing(const rt_file *file, const rt_file_packing *jobs, uint64_t n, uint64_t *scratch_bytes,
-                            uint64_t *shares, rt_status *st) {
+/* Refuses what cannot be packed; otherwise counts the shares. */
+static rt_code count_shares(const rt_file *file, const rt_file_packing *jobs, uint64_t n, uint64_t *shares, rt_status *st) {
   for (uint64_t j = 0; j < n; j++) {
     size_t need = rt_packed_bytes(jobs[j].format, jobs[j].rows, jobs[j].k);
     if (need == 0 || need != jobs[j].dst_bytes ||
         !rt_file_holds(file, jobs[j].offset, rt_file_bytes(jobs[j].format, jobs[j].rows, jobs[j].k)))
       return rt_fail(st, RT_INVALID, "%s: %llu x %llu at byte %llu pack into %zu bytes, not %zu", rt_show_path(file).text,
                      (ull)jobs[j].rows, (ull)jobs[j].k, (ull)jobs[j].offset, need, jobs[j].dst_bytes);
-    share_size s = share_of(&jobs[j]);
-    if (s.share_bytes > *scratch_bytes) *scratch_bytes = s.share_bytes;
-    *shares += s.shares;
+    uint64_t rows = share_rows(&jobs[j]);
+    *shares += jobs[j].rows / rows + (jobs[j].rows % rows != 0);
   }
   return RT_OK;
 }
 
-rt_code rt_file_pack(const rt_file *file, const rt_file_packing *jobs, uint64_t n, int threads, rt_status *st) {
-  uint64_t scratch_bytes = 0, shares = 0;
-  int cut = 0, starved = 0;
-  st->code = RT_OK;
-  if (plan_packing(file, jobs, n, &scratch_bytes, &shares, st) || shares == 0) return st->code;
-#pragma omp parallel num_threads(rt_pack_threads(threads, shares))
-  {
-    uint8_t *scratch = malloc(scratch_bytes);
-    for (uint64_t j = 0; j < n; j++) {
-      share_size s = share_of(&jobs[j]);
-#pragma omp for schedule(dynamic, 1) nowait
-      for (uint64_t i = 0; i < s.shares; i++) {
-        if (scratch && pack_share(file, &jobs[j], &s, i, scratch)) continue;
-#pragma omp atomic write
-        *(scratch ? &cut : &starved) = 1;
-      }
+/* shares: [counted], in the jobs' order; a run of them begins at starts[run] and all of it in one page. The largest's bytes. */
+static uint64_t list_shares(const rt_file_packing *jobs, uint64_t n, share *shares, uint64_t *starts, uint64_t *runs) {
+  uint64_t at = 0, most = 0;
+  for (uint64_t j = 0; j < n; j++) {
+    uint64_t rows = share_rows(&jobs[j]);
+    for (uint64_t first = 0; first < jobs[j].rows; first += rows) {
+      share s = {.job = &jobs[j], .first = first, .rows = jobs[j].rows - first < rows ? jobs[j].rows - first : rows};
+      s.bytes = rt_file_bytes(jobs[j].format, s.rows, jobs[j].k);
+      s.dst = jobs[j].dst + first / 16 * rt_group_bytes(jobs[j].format, jobs[j].k);
+      if (s.bytes > most) most = s.bytes;
+      bool begins = at == 0 || (uintptr_t)s.dst >> PAGE_BITS != (uintptr_t)shares[starts[*runs - 1]].dst >> PAGE_BITS;
+      if (begins) starts[(*runs)++] = at;
+      shares[at++] = s;
     }
+  }
+  starts[*runs] = at;
+  return most;
+}
+
+/* A run is one thread's: two that touched a new page at once would each have the system clear one, and one be thrown away. */
+static void pack_runs(const rt_file *file, const share *shares, const uint64_t *starts, uint64_t runs, uint64_t most, int threads,
+                      int *cut, int *starved) {
+#pragma omp parallel num_threads(rt_pack_threads(threads, runs))
+  {
+    uint8_t *scratch = malloc(most);
+#pragma omp for schedule(dynamic, 1) nowait
+    for (uint64_t run = 0; run < runs; run++)
+      for (uint64_t i = starts[run]; i < starts[run + 1]; i++) {
+        if (scratch && pack_share(file, &shares[i], scratch)) continue;
+#pragma omp atomic write
+        *(scratch ? cut : starved) = 1;
+      }
     free(scratch);
   }
   rt_pack_threads_done();
-  if (starved) return rt_fail(st, RT_NO_MEMORY, "%s: no memory left to pack its tensors", rt_show_path(file).text);
+}
+
+rt_code rt_file_pack(const rt_file *file, const rt_file_packing *jobs, uint64_t n, int threads, rt_status *st) {
+  uint64_t count = 0, runs = 0;
+  int cut = 0, starved = 0;
+  st->code = RT_OK;
+  if (count_shares(file, jobs, n, &count, st) || count == 0) return st->code;
+  share *shares = calloc(count, sizeof *shares);
+  uint64_t *starts = calloc(count + 1, sizeof *starts);
+  if (shares && starts) {
+    uint64_t most = list_shares(jobs, n, shares, starts, &runs);
+    pack_runs(file, shares, starts, runs, most, threads, &cut, &starved);
+  }
+  free(shares);
+  free(starts);
+  if (starved || runs == 0) return rt_fail(st, RT_NO_MEMORY, "%s: no memory left to pack its tensors", rt_show_path(file).text);
   if (rt_file_unchanged(file, st)) return st->code;
   return cut ? unreadable(file, st) : RT_OK;
 }

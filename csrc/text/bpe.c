@@ -91,7 +91,7 @@ static rt_code rank_tokens(rt_bpe *restrict bpe, const rt_bpe_spec *restrict s, 
   rt_names names = {0};
   if (!rt_names_init(&names, bpe->bytes, bpe->offset, s->n_tokens, s->seed)) return rt_no_memory(st);
   for (uint32_t id = 0; id < s->n_tokens && st->code == RT_OK; id++) {
-    const uint32_t same = bpe->kind[id] == RT_TOKEN_NORMAL ? rt_names_add(&names, id) : RT_NO_NAME;
+    const uint32_t same = bpe->kind[id] == RT_TOKEN_NORMAL ? rt_names_add(&names, id, s->n_tokens) : RT_NO_NAME;
     if (same != RT_NO_NAME) rt_fail(st, RT_BAD_FILE, "tokenizer: tokens %u and %u are the same bytes", same, id);
     else if (bpe->offset[id + 1] - bpe->offset[id] > RT_MAX_PIECE_BYTES)
       rt_fail(st, RT_BAD_FILE, "tokenizer: token %u has %u bytes; at most %d are supported", id,
@@ -220,7 +220,7 @@ static rt_code build_words(rt_bpe *restrict bpe, const rt_bpe_spec *restrict s, 
   memset(bpe->whole, s->ignore_merges ? WHOLE : UNASKED, s->n_tokens);
   for (uint32_t id = 0; id < s->n_tokens; id++) {
     if (bpe->kind[id] != RT_TOKEN_NORMAL) continue;
-    rt_names_add(&bpe->words, id);
+    rt_names_add(&bpe->words, id, s->n_tokens);
     if (bpe->offset[id + 1] - bpe->offset[id] > bpe->longest) bpe->longest = bpe->offset[id + 1] - bpe->offset[id];
   }
   return st->code;

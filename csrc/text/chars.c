@@ -27,7 +27,7 @@ static rt_code build_words(rt_chars *restrict c, uint64_t seed, rt_status *restr
     const uint32_t at = v->offset[id], end = v->offset[id + 1];
     for (uint32_t i = at + 1; i < end; i++) c->crossed[v->bytes[i - 1]] |= v->bytes[i] == ' ';
     if ((v->kind[id] != RT_TOKEN_NORMAL && v->kind[id] != RT_TOKEN_ADDED) || at == end) continue;
-    const uint32_t same = rt_names_add(&c->words, id);
+    const uint32_t same = rt_names_add(&c->words, id, v->n_tokens);
     if (same != RT_NO_NAME) return rt_fail(st, RT_BAD_FILE, "tokenizer: tokens %u and %u are the same text", same, id);
     c->longest = end - at > c->longest ? end - at : c->longest;
   }

@@ -48,7 +48,7 @@ static rt_code check_spec(const rt_spm_spec *restrict s, rt_status *restrict st)
 static size_t with_spaces(const uint8_t *restrict text, size_t n, uint8_t *restrict out) {
   size_t count = 0;
   for (size_t at = 0; at < n;) {
-    const bool space = n - at >= SPACE_BYTES && !memcmp(text + at, SPACE, SPACE_BYTES);
+    const bool space = text[at] == SPACE[0] && n - at >= SPACE_BYTES && !memcmp(text + at, SPACE, SPACE_BYTES);
     out[count++] = space ? ' ' : text[at];
     at += space ? SPACE_BYTES : 1;
   }
@@ -104,7 +104,7 @@ static rt_code build_words(rt_spm *restrict spm, const rt_spm_spec *restrict s, 
   for (uint32_t id = 0; id < s->n_tokens; id++) {
     const uint32_t at = spm->offset[id], end = spm->offset[id + 1];
     if (s->kind[id] != RT_TOKEN_NORMAL || at == end) continue;
-    const uint32_t same = rt_names_add(&spm->words, id);
+    const uint32_t same = rt_names_add(&spm->words, id, s->n_tokens);
     if (same != RT_NO_NAME) return rt_fail(st, RT_BAD_FILE, "tokenizer: tokens %u and %u are the same text", same, id);
     spm->rank[id] = rank_of(s->score[id]);
     spm->longest = end - at > spm->longest ? end - at : spm->longest;

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { RT_AHEAD = 16 }; /* tables are larger than a cache: so many places are asked for before the first is looked at */
+
 #define RT_NONE UINT64_MAX /* no such key; never a key or value itself */
 
 /* From u64 to u64. */
@@ -32,11 +34,17 @@ static inline bool rt_table_init(rt_table *t, uint64_t most, uint64_t seed) {
   return t->entry != NULL;
 }
 
-/* The entry that holds key, or the free one where it belongs. */
-static inline rt_entry *rt_table_at(const rt_table *t, uint64_t key) {
+static inline uint64_t rt_table_home(const rt_table *t, uint64_t key) {
   uint64_t mixed = key * t->seed;
   mixed ^= mixed >> 32;
-  uint64_t i = (mixed * t->seed) >> t->shift;
+  return (mixed * t->seed) >> t->shift;
+}
+
+static inline void rt_table_fetch(const rt_table *t, uint64_t key) { __builtin_prefetch(&t->entry[rt_table_home(t, key)], 1); }
+
+/* The entry that holds key, or the free one where it belongs. */
+static inline rt_entry *rt_table_at(const rt_table *t, uint64_t key) {
+  uint64_t i = rt_table_home(t, key);
   while (t->entry[i].key != key && t->entry[i].key != RT_NONE) i = (i + 1) & t->mask;
   return &t->entry[i];
 }
@@ -72,15 +80,34 @@ static inline bool rt_names_init(rt_names *t, const uint8_t *bytes, const uint32
   return t->slot != NULL;
 }
 
-static inline uint64_t rt_hash(uint64_t seed, const uint8_t *restrict bytes, size_t n) {
-  uint64_t hash = seed ^ n;
-  for (size_t i = 0; i < n; i += 8) {
-    uint64_t part = 0;
-    memcpy(&part, bytes + i, n - i < 8 ? n - i : 8);
-    const unsigned __int128 product = (unsigned __int128)(part ^ hash) * seed;
-    hash = (uint64_t)product ^ (uint64_t)(product >> 64);
+/* The last bytes of a string, 8 or all of them: some twice, which n tells apart. */
+static inline uint64_t rt_last_bytes(const uint8_t *restrict bytes, size_t n) {
+  uint64_t last = 0;
+  uint32_t front, back;
+  if (n >= 8) {
+    memcpy(&last, bytes + n - 8, 8);
+  } else if (n >= 4) {
+    memcpy(&front, bytes, 4);
+    memcpy(&back, bytes + n - 4, 4);
+    last = (uint64_t)back << 32 | front;
+  } else if (n) {
+    last = (uint64_t)bytes[n - 1] << 16 | (uint64_t)bytes[n / 2] << 8 | bytes[0];
   }
-  return hash;
+  return last;
+}
+
+static inline uint64_t rt_fold(uint64_t a, uint64_t b) {
+  const unsigned __int128 product = (unsigned __int128)a * b;
+  return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
+static inline uint64_t rt_hash(uint64_t seed, const uint8_t *restrict bytes, size_t n) {
+  uint64_t hash = seed ^ n, part;
+  for (size_t i = 0; i + 8 < n; i += 8) {
+    memcpy(&part, bytes + i, 8);
+    hash = rt_fold(part ^ hash, seed);
+  }
+  return rt_fold(rt_last_bytes(bytes, n) ^ hash, seed);
 }
 
 /* The slot of bytes[0..n): its own, or the free one where it belongs. */
@@ -94,15 +121,26 @@ static inline uint64_t rt_names_slot(const rt_names *t, uint64_t hash, const uin
   }
 }
 
-/* The string's number, or RT_NO_NAME. */
+/* The string's number, or RT_NO_NAME. hash: rt_hash of it. */
+static inline uint32_t rt_names_find_hashed(const rt_names *t, uint64_t hash, const uint8_t *restrict bytes, size_t n) {
+  return t->slot[rt_names_slot(t, hash, bytes, n)].id;
+}
+
 static inline uint32_t rt_names_find(const rt_names *t, const uint8_t *restrict bytes, size_t n) {
   return t->slot[rt_names_slot(t, rt_hash(t->seed, bytes, n), bytes, n)].id;
 }
 
-/* Adds string `id`; the number of one that is the same and there already, or RT_NO_NAME. */
-static inline uint32_t rt_names_add(rt_names *t, uint32_t id) {
+static inline void rt_names_fetch(const rt_names *t, uint64_t hash) { __builtin_prefetch(&t->slot[hash & t->mask], 1); }
+
+/* Adds string `id` of `count`; the number of one that is the same and there already, or RT_NO_NAME. Whoever adds one after another
+ * finds the places in a cache: that of the string RT_AHEAD behind it is fetched. */
+static inline uint32_t rt_names_add(rt_names *t, uint32_t id, uint32_t count) {
   const uint8_t *name = t->bytes + t->offset[id];
   const size_t n = t->offset[id + 1] - t->offset[id];
+  if (id + RT_AHEAD < count) {
+    const uint32_t *ahead = t->offset + id + RT_AHEAD;
+    rt_names_fetch(t, rt_hash(t->seed, t->bytes + ahead[0], ahead[1] - ahead[0]));
+  }
   const uint64_t hash = rt_hash(t->seed, name, n), i = rt_names_slot(t, hash, name, n);
   const uint32_t same = t->slot[i].id;
   if (same != RT_NO_NAME) return same;
