@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grpc
+from grpc.experimental import ChannelOptions
 
 from .errors import (
     REASONS,
@@ -67,7 +68,8 @@ class Client:
     def __init__(self, address: str, *, model: str = "", api_key: str = "", root_certificates: bytes | None = None,
                  timeout: float | None = None) -> None:
         """root_certificates: PEM; given, the connection is TLS. timeout: seconds a call may take, None = any."""
-        options = [("grpc.max_receive_message_length", -1)]
+        # the thread that reads a stream takes it from the connection itself: half the work of a thread between the two
+        options = [("grpc.max_receive_message_length", -1), (ChannelOptions.SingleThreadedUnaryStream, 1)]
         if root_certificates is None:
             self.channel = grpc.insecure_channel(address, options)
         else:
