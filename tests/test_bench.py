@@ -133,8 +133,23 @@ def test_the_report_says_what_was_found(tiny_model):
     facts = measure.measure(str(tiny_model), {"threads": 1}, wanted)
     text = report.markdown(facts)
     assert all(" | ".join(row) in text for row in report.rows(facts)) and "1 threads" in text and "GB/s" in text
-    assert report.load(facts) in text and not list(report.profiles(facts))
+    assert report.load(facts) in text and report.steps(facts) in text and not list(report.profiles(facts))
     assert all(len(row) == len(report.HEAD) for row in report.rows(facts))
+
+
+def test_what_lies_between_steps_is_measured(tiny_model):
+    """Step and rest together are the time a token takes; one step of a kind has nothing to lie between."""
+    with LLM(measure.open_bench(str(tiny_model), {"threads": 1}, wanted := measure.Wanted(parts=("decode",), generate=40))) as llm:
+        bench = measure.Bench(llm, wanted)
+        _, seconds = bench.decode(1, 40)
+        found = bench._steps(1)
+        assert len(bench.steps[1]) == 38 and min(min(pair) for pair in bench.steps[1]) > 0 and "run" not in vars(bench.backend)
+        assert sum(map(sum, bench.steps[1])) < seconds and found["step_seconds"] + found["between_seconds"] < 2 * seconds / 38
+        bench.decode(2, 2)
+        assert bench._steps(2) == {"step_seconds": None, "between_seconds": None}
+    eight = {"sequences": 8, "step_seconds": 0.0123, "between_seconds": 0.00045}
+    assert report.steps({"decode": found, "batch": [eight]}).endswith("with 1, 12.30 + 0.45 ms with 8 at once")
+    assert report.steps({"batch": [{"sequences": 2, **bench._steps(2)}]}) == ""
 
 
 @pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "bench").glob("*.py")))

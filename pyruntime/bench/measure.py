@@ -1,6 +1,7 @@
 """Takes the figures in turns, round by round, with the machine's limits measured in between."""
 from __future__ import annotations
 
+import contextlib
 import random
 import statistics
 import subprocess
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,7 @@ class Bench:
         self.work = Work.of(self.plan, self.weights)
         self.draw = random.Random(1)
         self.generate = wanted.generate
+        self.steps: dict[int, list[tuple[float, float]]] = {}   # sequences -> seconds (in a step, between it and the one before)
 
     def all(self, shown: Report | None) -> dict[str, Any]:
         """Rounds over every figure; a limit before each. The first round warms up."""
@@ -200,6 +203,8 @@ class Bench:
             figure.each = figure.each[1:]
             count = sum(figure.operations.values())
             result = figure.result(bandwidth, count / sum(n / middle[kind] for kind, n in figure.operations.items()))
+            if figure.name in ("decode", "batch"):
+                result |= self._steps(figure.tokens)
             if figure.name == "decode":
                 out["decode"] = result
             else:
@@ -268,8 +273,34 @@ class Bench:
         """Tokens after the first of each sequence, and seconds; through the engine, as a caller gets them."""
         start = max(1, min(START, self.llm.model.chunk // sequences))
         params = SamplingParams(max_tokens=count, temperature=0.0, ignore_end=True)
-        done = self.llm.generate([self._ids(start) for _ in range(sequences)], params)
+        with self._watched(sequences):
+            done = self.llm.generate([self._ids(start) for _ in range(sequences)], params)
         return sum(d.usage.output_tokens - 1 for d in done), max(d.timings.decode for d in done)
+
+    @contextlib.contextmanager
+    def _watched(self, sequences: int) -> Iterator[None]:
+        """Notes how long the backend takes for steps in which all sequences get a token, and what lies between two of them."""
+        run, calls = self.backend.run, []
+
+        def timed(batch: Batch) -> None:
+            began = time.perf_counter()
+            run(batch)
+            calls.append((len(batch.tokens), began, time.perf_counter()))
+
+        self.backend.run = timed
+        try:
+            yield
+        finally:
+            del self.backend.run    # the method shows again
+        self.steps.setdefault(sequences, []).extend(
+            (ended - began, began - before) for (held, _, before), (holds, began, ended) in pairwise(calls)
+            if held == holds == sequences)
+
+    def _steps(self, sequences: int) -> dict[str, float | None]:
+        """Medians: seconds of a step in the backend, and those of everything else until the next."""
+        inside, between = ([pair[i] for pair in self.steps[sequences]] for i in (0, 1))
+        return {"step_seconds": statistics.median(inside) if inside else None,
+                "between_seconds": statistics.median(between) if between else None}
 
     def prefill(self, tokens: int) -> tuple[int, float]:
         done = self.llm.generate(self._ids(tokens), SamplingParams(max_tokens=1, temperature=0.0))

@@ -41,6 +41,14 @@ def _row(name: str, f: dict[str, Any]) -> tuple[str, ...]:
             f"{f['ratio']:.2f}", f"{f['mbu']:.2f}", f"{f['mfu']:.2f}", f["bound_by"])
 
 
+def steps(facts: dict[str, Any]) -> str:
+    """One line: a step and what the engine does before the next, "" when none was measured."""
+    alone = [{**facts["decode"], "sequences": 1}] if "decode" in facts else []
+    taken = {f["sequences"]: f for f in (*alone, *facts.get("batch", ())) if f["between_seconds"] is not None}
+    listed = ", ".join(f"{f['step_seconds'] * 1e3:.2f} + {f['between_seconds'] * 1e3:.2f} ms with {n}" for n, f in taken.items())
+    return f"a step, and what the engine does before the next: {listed} at once" if listed else ""
+
+
 def load(facts: dict[str, Any]) -> str:
     """One line, "" when loading was not measured."""
     if not (found := facts.get("load")):
@@ -72,7 +80,7 @@ def markdown(facts: dict[str, Any]) -> str:
     out = [title(facts), "", limits(facts), ""]
     if table := list(rows(facts)):
         out += [markdown_table(HEAD, table), ""]
-    if line := load(facts):
+    for line in filter(None, (steps(facts), load(facts))):
         out += [line, ""]
     for told, listed in profiles(facts):
         out += [told, "", markdown_table(PROFILE_HEAD, listed), ""]

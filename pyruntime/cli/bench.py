@@ -77,7 +77,8 @@ def command(model: str, only: tuple[str, ...] | None, profile: bool, markdown: b
     measured in between: reading, on the memory the weights lie in, by as many threads; and multiplying, by the same kernels
     on weights and activations that stay in the nearest caches. A token needs its weights and its part of the KV cache read
     once, and two operations for each weight; the limit in the table is the slower of the two, the ratio is what was reached
-    of it. MBU: bytes that had to be read, per second, as a share of the read limit. MFU: the same for operations.
+    of it. MBU: bytes that had to be read, per second, as a share of the read limit. MFU: the same for operations. Between two
+    steps the backend rests: there the engine schedules, and makes text and events of tokens.
 
     \b
       pyruntime bench smollm2:135m
@@ -132,7 +133,7 @@ def show(facts: dict[str, Any]) -> None:
     console.print(report.limits(facts), highlight=False)
     if rows := list(report.rows(facts)):
         table(report.HEAD, rows)
-    if line := report.load(facts):
+    for line in filter(None, (report.steps(facts), report.load(facts))):
         console.print(line, highlight=False)
     for told, rows in report.profiles(facts):
         console.print(f"\n{told}", highlight=False)
