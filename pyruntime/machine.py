@@ -12,12 +12,14 @@ THREADS_MAX = 1024
 POOLS = ("own", "openmp")
 #: csrc/quant/act.h, enum rt_path: how the products of a token round; closest to f32 first
 ROUNDING = {"a16": "activations are 16-bit integers, beside float weights f32",
-            "a16_bf16": "as a16, but float weights and their activations are bf16", "bf16": "weights and activations are bf16"}
+            "a16_bf16": "as a16, but float weights and their activations are bf16", "bf16": "weights and activations are bf16",
+            "a8": "activations are 8-bit integers under a scale for every 32; float weights as a16_bf16"}
 PATHS = tuple(ROUNDING)
 #: the most rounding a prompt's and a generated token may take
-PRECISIONS = {"balanced": ("bf16", "a16"), "precise": ("a16", "a16"), "throughput": ("bf16", "bf16")}
+PRECISIONS = {"balanced": ("bf16", "a16"), "precise": ("a16", "a16"), "throughput": ("bf16", "bf16"), "int8": ("a8", "a16")}
 #: the paths that are faster than those before them, by instruction set; elsewhere A16 is both faster and closer
-FASTER: dict[str, tuple[str, ...]] = {"avx512bf16": ("a16_bf16",), "amx": ("bf16",)}
+FASTER: dict[str, tuple[str, ...]] = {"avx2": ("a8",), "avx512": ("a8",), "avx512bf16": ("a16_bf16", "a8"), "amx": ("bf16",),
+                                      "neon": ("a8",)}
 
 
 def threads(asked: int | None = None) -> int:

@@ -151,7 +151,7 @@ static void quantize(const struct rt_kernels *K, enum rt_path path, hash *h) {
       add_floats(h, a.scale, 1);
       add_bytes(h, a.sum, (size_t)((uint8_t *)a.x - (uint8_t *)a.sum));
     }
-    if (path != RT_PATH_A16_BF16) add_floats(h, a.x, kp);
+    if (path == RT_PATH_A16 || path == RT_PATH_BF16) add_floats(h, a.x, kp);
     free(act);
   }
 }
@@ -336,6 +336,7 @@ int main(int n, char **names) {
     quantize(K, RT_PATH_A16, &h), say(set, "quantize", "A16", &h);
     quantize(K, RT_PATH_A16_BF16, &h), say(set, "quantize", "A16_BF16", &h);
     quantize(K, RT_PATH_BF16, &h), say(set, "quantize", "BF16", &h);
+    quantize(K, RT_PATH_A8, &h), say(set, "quantize", "A8", &h);
     elementwise(K, &h), say(set, "elementwise", "-", &h);
     rope(K, &h), say(set, "rope", "-", &h);
     recurrences(K, &h), say(set, "recurrences", "-", &h);
@@ -343,6 +344,7 @@ int main(int n, char **names) {
       linear(K, (rt_format)f, RT_PATH_A16, &h), say(set, "linear", rt_format_table[f].name, &h);
       linear(K, (rt_format)f, RT_PATH_A16_BF16, &h), say(set, "linear_a16_bf16", rt_format_table[f].name, &h);
       linear(K, (rt_format)f, RT_PATH_BF16, &h), say(set, "linear_bf16", rt_format_table[f].name, &h);
+      linear(K, (rt_format)f, RT_PATH_A8, &h), say(set, "linear_a8", rt_format_table[f].name, &h);
       embed(K, (rt_format)f, &h), say(set, "embed", rt_format_table[f].name, &h);
       for (int g = 0; g < RT_FORMATS && K->store_k[f]; g++) {
         char both[64];

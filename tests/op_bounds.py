@@ -14,6 +14,8 @@ Given the same slots and the same cache, the reference (sums in f64, A16 roundin
               bits: q is equal.
   W x, Q*     S is an exact integer; each sub-block converts S (u) and adds one fused term each for its scale and its least
               value: (3 sub-blocks + 2) u of sum |w||q| scale, |w| = |scale (u - offset)| + |least|.
+  A8          likewise, r = n * 127 / max|n| of each 32; their scale meets the weights' (u), and the sum of q for a least value (2 u).
+              Not in the head, which is A16.
   bf16        on that path, and on a16_bf16 for weights of float formats, x and w are rounded to bf16, equal on both sides but
               for an x within dn + u |x| of the middle of two: it then moves by one step. Products are exact; chains of 16, their
               meeting and k / 32 sums: (18 + k/32) u; on a16_bf16 one chain, k u.
@@ -48,7 +50,7 @@ from kernel_cases import FORMATS, NAMES, sizes
 from pyruntime import plan as p
 from pyruntime import quant
 from pyruntime.backends.torch import TorchBackend
-from pyruntime.backends.torch_ops import bf16, rounds_weights
+from pyruntime.backends.torch_ops import bf16, rounds_weights, way
 from pyruntime.plan import PAGE_TOKENS
 from pyruntime.types import Batch
 from pyruntime.weights import Weights
@@ -69,12 +71,16 @@ def magnitudes(weights: Weights, name: str) -> np.ndarray:
 
 
 def product_bound(weights: Weights, name: str, x: np.ndarray, dx: np.ndarray, paths: np.ndarray,
-                  rows: slice = slice(None)) -> np.ndarray:
+                  rows: slice = slice(None), flagged: bool = False) -> np.ndarray:
     """Of W x [tokens][rows]; x [tokens][k] as the reference has it, dx how far the native's may lie from it (0: the same bits).
-    paths: [tokens], of machine.PATHS. rows: only these of W."""
+    paths: [tokens], of machine.PATHS. rows: only these of W; flagged: for the batch's rows."""
     wide, w = magnitudes(weights, name)[rows], weights[name]
-    out = exact_bound(wide, FORMATS[NAMES.index(w.format_name)].sub, x, dx)
-    coarse = rounded(weights, name, paths)
+    sub = FORMATS[NAMES.index(w.format_name)].sub
+    out = exact_bound(wide, sub, x, dx)
+    bytes8 = np.array([way(path, sub > 0, flagged) == "a8" for path in paths], bool)
+    if bytes8.any():
+        out[bytes8] = exact_bound(wide, sub, x, dx, 127, 32)[bytes8]
+    coarse = rounded(weights, name, paths, flagged)
     if coarse.any():
         step = np.exp2(np.floor(np.log2(np.maximum(np.abs(x), 2.0**-126))) - 7)
         r = np.abs(x) / step
@@ -85,25 +91,31 @@ def product_bound(weights: Weights, name: str, x: np.ndarray, dx: np.ndarray, pa
     return out
 
 
-def rounded(weights: Weights, name: str, paths: np.ndarray) -> np.ndarray:
+def rounded(weights: Weights, name: str, paths: np.ndarray, flagged: bool = False) -> np.ndarray:
     """Which tokens of these paths meet a weight rounded to bf16."""
     integer = FORMATS[NAMES.index(weights[name].format_name)].sub > 0
-    return np.array([rounds_weights(path, integer) for path in paths], bool)
+    return np.array([rounds_weights(path, integer, flagged) for path in paths], bool)
 
 
-def exact_bound(wide: np.ndarray, sub: int, x: np.ndarray, dx: np.ndarray) -> np.ndarray:
-    """The same for A16. wide: magnitudes of the weights; sub: k under one scale, 0 for a format of floats."""
+def exact_bound(wide: np.ndarray, sub: int, x: np.ndarray, dx: np.ndarray, top: int = 32639, block: int = 0) -> np.ndarray:
+    """The same where activations are integers up to `top` under a scale for every `block` of them, 0: for all. wide: magnitudes
+    of the weights; sub: k under one scale, 0 for a format of floats, which meet x."""
     k = x.shape[1]
     if not sub:
         return ((k / 4 + 3) * U * np.abs(x) + dx) @ wide.T
-    most = np.abs(x).max(-1, keepdims=True)
-    scale = most / 32639
-    r, dr, dmost = (np.divide(a, b, out=np.zeros_like(a), where=b > 0)
-                    for a, b in ((x, scale), (dx, scale), (dx.max(-1, keepdims=True), most)))
+    most, moved = (largest(np.abs(a), block or k) for a in (x, dx))
+    scale = most / top
+    r, dr, dmost = (np.divide(a, b, out=np.zeros_like(a), where=b > 0) for a, b in ((x, scale), (dx, scale), (moved, most)))
     near = np.abs(np.abs(r - np.floor(r)) - 0.5) <= dr + np.abs(r) * (dmost + 4 * U)
     flips = (near & (dx > 0)) * scale
     held = np.abs(x) + scale
-    return ((3 * k / sub + 4) * U + 2 * dmost) * (held @ wide.T) + flips @ wide.T
+    return (((3 * k / sub + 7) * U + 2 * dmost) * held) @ wide.T + flips @ wide.T
+
+
+def largest(x: np.ndarray, block: int) -> np.ndarray:
+    """Of its block, for each number of x [tokens][k]."""
+    tops = np.maximum.reduceat(x, np.arange(0, x.shape[1], block), -1)
+    return np.repeat(tops, block, -1)[:, : x.shape[1]]
 
 
 def vector(weights: Weights, name: str) -> np.ndarray:
@@ -186,7 +198,7 @@ def bound(op: p.Op, weights: Weights, ref: TorchBackend, batch: Batch, before: d
                                (paths == "bf16") & (ref.plan.groups[ref.plan.group(op.group)].kind != "latent"))
     if isinstance(op, p.Logits):
         n, dn = normed(op, weights, before[op.x][batch.rows])
-        return abs(op.scale) * product_bound(weights, op.weight, n, dn, paths[batch.rows]) \
+        return abs(op.scale) * product_bound(weights, op.weight, n, dn, paths[batch.rows], flagged=True) \
             + 4 * U * after(op.out) + (4 * U * op.softcap)
     raise AssertionError(f"no bound for {op}")
 

@@ -23,7 +23,7 @@ from pyruntime.types import Batch, greedy_rows
 ISAS = [name for name, missing in _engine.isas() if not missing]
 PAGES = 40
 #: paths of prompt and generated tokens
-MIXTURES = [("bf16", "a16"), ("bf16", "bf16"), ("a16", "bf16"), ("a16_bf16", "a16"), ("a16_bf16", "bf16")]
+MIXTURES = [("bf16", "a16"), ("bf16", "bf16"), ("a16", "bf16"), ("a16_bf16", "a16"), ("a16_bf16", "bf16"), ("a8", "a16"), ("a8", "bf16"), ("a16", "a8")]
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -221,10 +221,11 @@ def test_paths_round_differently():
         logits[paths] = [logits_of(engine, replace(batch, roles=np.full(8, role, np.uint8))) for role in (0, 1)]
     exact, coarse = logits["a16", "a16"][0], logits["bf16", "bf16"][0]
     assert not same(exact, coarse) and np.abs(exact - coarse).max() < 0.05 * np.abs(exact).max()
-    alike = {"a16": exact, "bf16": coarse, "a16_bf16": logits["a16_bf16", "a16"][0]}
+    alike = {"a16": exact, "bf16": coarse, "a16_bf16": logits["a16_bf16", "a16"][0], "a8": logits["a8", "a16"][0]}
     for paths, got in logits.items():
         assert all(same(got[role], alike[path]) for role, path in enumerate(paths))
     assert not same(alike["a16_bf16"], coarse)
+    assert 1e-4 < np.abs(exact - alike["a8"]).max() / np.abs(exact).max() < 0.1
 
 
 @pytest.mark.parametrize("path", ["a16", "bf16"])

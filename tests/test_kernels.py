@@ -41,7 +41,7 @@ U = 2.0**-24  # half the distance of 1 to the next f32: one rounding is off by a
 TINY = 2.0**-149 * 64  # what roundings of denormal numbers can add to a sum of ours
 formats = st.integers(0, len(FORMATS) - 1)
 block_kinds = st.sampled_from(["tame", "wild", "full"])
-A16, A16_BF16, BF16 = PATHS = range(3)  # csrc/quant/act.h, enum rt_path
+A16, A16_BF16, BF16, A8 = PATHS = range(4)  # csrc/quant/act.h, enum rt_path
 paths = st.sampled_from(PATHS)
 few = settings(max_examples=30, deadline=None)
 
@@ -91,6 +91,7 @@ class Act:
         self.sum = raw[64:64 + kp // 16 * 4].view(np.int32)
         self.high, self.low = raw[at:at + kp].view(np.int8), raw[at + kp:at + 2 * kp].view(np.int8)
         self.q, self.x = raw[at + 2 * kp:at + 4 * kp].view(np.int16), raw[at + 4 * kp:at + 8 * kp].view(np.float32)
+        self.scales, self.totals = raw[at:at + kp // 4].view(np.float32).reshape(2, -1)   # of A8
         self.pairs = (raw[at + 4 * kp:at + 6 * kp].view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         assert at + 8 * kp == len(raw)
 
@@ -113,6 +114,27 @@ def test_activations_are_round_to_even_of_x_over_scale(seed: int, kind: str, k: 
     else:
         # x * inverse is off by two roundings of at most 32639 * U each, scale by one more: 0.006 of a step.
         assert abs(a.x - float(a.scale) * a.q[: len(a.x)]).max() <= 0.506 * float(a.scale)
+
+
+@given(seeds, kinds, lengths)
+@few
+def test_bytes_are_round_to_even_of_x_over_a_scale_of_32(seed: int, kind: str, k: int) -> None:
+    x = values(np.random.default_rng(seed), kind, k)
+    x[: min(k, 40)] *= np.float32(2.0**-30)      # scales are of one block each
+    a = Act(SCALAR.quantize(x, path=A8), k)
+    q, blocks = a.q.astype(int), np.concatenate([x, np.zeros(len(a.q) - k, np.float32)]).reshape(-1, 32)
+    assert (q == a.low).all() and abs(q).max() <= 127 and a.scale == 1
+    assert (a.sum == q.reshape(-1, 16).sum(1)).all()
+    if not np.isfinite(x).all():
+        assert np.isnan(a.scales).all() and np.isnan(a.totals).all() and not q.any()
+        return
+    most = abs(blocks).max(1)
+    assert same(a.scales, np.where(most >= 2.0**-100, most / np.float32(127), 0).astype(np.float32))
+    assert same(a.totals, a.scales * q.reshape(-1, 32).sum(1).astype(np.float32))
+    # x * inverse is off by two roundings of at most 127 * U each, scale by one more.
+    small, scale = most < 2.0**-100, a.scales.astype(float)[:, None]
+    assert (abs(blocks - scale * q.reshape(-1, 32)) <= 0.5001 * scale)[~small].all() and not q.reshape(-1, 32)[small].any()
+    assert same(a.pairs[:k], to_bf16(x)) and not a.pairs[k:].any()
 
 
 @given(seeds, kinds, lengths, st.integers(0, 1), st.sampled_from([0.0, 1e-6, 1e-5]))
@@ -172,7 +194,8 @@ def test_quantize_equals_scalar(kernels: Kernels, seed: int, kind: str, k: int, 
     x, w, b = values(rng, kind, k), values(rng, "normal", k), values(rng, "normal", k)
     given_ = (x,) if norm is None else (x, norm, w, b if norm else None, 1e-5)
     one, other = (Act(k_.quantize(*given_, path=path), k) for k_ in (SCALAR, kernels))
-    assert all(same(getattr(one, n), getattr(other, n)) for n in ("scale", "sum", "high", "low", "q", "x"))
+    parts = ("scale", "sum", "scales", "totals", "low", "q", "pairs") if path == A8 else ("scale", "sum", "high", "low", "q", "x")
+    assert all(same(getattr(one, n), getattr(other, n)) for n in parts)
 
 
 # ---- linear ----
@@ -253,6 +276,30 @@ def test_linear_a16_bf16_follows_f64(seed: int, format: int, kind: str, rows: in
         assert (abs(y - want) <= 1.01 * (k + 1) * U * size + TINY * k)[size < 3e38].all()
 
 
+@given(seeds, formats, kinds, st.integers(1, 40), lengths)
+@settings(max_examples=60, deadline=None)
+def test_linear_a8_follows_f64(seed: int, format: int, kind: str, rows: int, k: int) -> None:
+    """Blocks meet what A8 made of the activations; floats are A16_BF16's, bit for bit."""
+    rng, k, w, raw = matrix(seed, format, rows, k, "tame")
+    x, groups = values(rng, kind, (2, k)), -(-rows // 16)
+    acts = activations(SCALAR, x, A8)
+    got = SCALAR.linear(format, w, k, 0, groups, acts, path=A8)
+    if not FORMATS[format].sub:
+        assert same(got, SCALAR.linear(format, w, k, 0, groups, activations(SCALAR, x, A16_BF16), path=A16_BF16))
+        return
+    dense, parts = _weights.unpack(format, rows, k, w).astype(float), sizes(format, rows, k, raw)
+    for row, act, y in zip(x, acts, got[:, :rows].astype(float), strict=True):
+        a = Act(act, k)
+        if not np.isfinite(row).all():
+            assert np.isnan(y).all()
+            continue
+        q = a.q[:k].astype(float) * np.repeat(a.scales.astype(float), 32)[:k]
+        want, size = dense @ q, parts @ abs(q)
+        # A sub-block's sum, the product of scales and the scaled sum of q are rounded; it enters in at most two fused steps.
+        bound = (2 * k / FORMATS[format].sub + 6) * U * size
+        assert (abs(y - want) <= 1.01 * bound + TINY * k)[size < 3e38].all()
+
+
 def to_bf16(x: np.ndarray) -> np.ndarray:
     """f32 rounded to the nearest bf16, to even, as f32."""
     half = _weights.half_of_f32(np.ascontiguousarray(x, np.float32).reshape(-1), True)
@@ -264,7 +311,7 @@ def to_bf16(x: np.ndarray) -> np.ndarray:
 def test_linear_equals_scalar(kernels: Kernels, seed: int, path: int, format: int, weights: str, kind: str, rows: int, k: int,
                               m: int) -> None:
     rng, k, w, _ = matrix(seed, format, rows, k, weights)
-    pairs = path == A16_BF16 and not FORMATS[format].sub
+    pairs = path in (A16_BF16, A8) and not FORMATS[format].sub
     if {"amx": path == BF16 or pairs, "avx512bf16": pairs}.get(kernels.name):  # to these instructions a number below 2^-126 is zero
         assume(kind not in ("tiny", "denormal") and (FORMATS[format].sub or weights == "tame"))
     acts = activations(SCALAR, values(rng, kind, (m, k)), path)
@@ -273,7 +320,7 @@ def test_linear_equals_scalar(kernels: Kernels, seed: int, path: int, format: in
 
 
 @pytest.mark.parametrize("format, path", [(f, path) for f in range(len(FORMATS)) for path in PATHS
-                                          if path != A16_BF16 or not FORMATS[f].sub])
+                                          if path not in (A16_BF16, A8) or (path == A16_BF16) != bool(FORMATS[f].sub)])
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 7, 8, 33, 70])
 def test_a_row_knows_no_neighbour(kernels: Kernels, format: int, m: int, path: int) -> None:
     rng, k, w, _ = matrix(m, format, 120, 160, "tame")
@@ -289,15 +336,15 @@ def test_a_row_knows_no_neighbour(kernels: Kernels, format: int, m: int, path: i
 
 @pytest.mark.parametrize("format", range(len(FORMATS)), ids=NAMES)
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("m", [5, 25])
-def test_the_largest_weights_meet_the_largest_activations(kernels: Kernels, format: int, sign: int, m: int) -> None:
+@pytest.mark.parametrize("m, path", [(5, A16), (25, A16), (5, A8), (25, A8)])
+def test_the_largest_weights_meet_the_largest_activations(kernels: Kernels, format: int, sign: int, m: int, path: int) -> None:
     k = 2048
     raw = np.full((16, k // FORMATS[format].block_weights, FORMATS[format].block_bytes), 255, np.uint8)
     for at in HALVES.get(FORMATS[format].name, ()):
         raw[..., at:at + 2] = np.array([1.0], np.float16).view(np.uint8)
     w = packed(format, 16, k, raw.reshape(-1))
-    acts = activations(SCALAR, np.full((m, k), sign * 3.0, np.float32))
-    assert same(SCALAR.linear(format, w, k, 0, 1, acts), kernels.linear(format, w, k, 0, 1, acts))
+    acts = activations(SCALAR, np.full((m, k), sign * 3.0, np.float32), path)
+    assert same(SCALAR.linear(format, w, k, 0, 1, acts, path=path), kernels.linear(format, w, k, 0, 1, acts, path=path))
 
 
 @given(seeds, formats, block_kinds, st.integers(1, 40), lengths, st.sampled_from([1.0, 0.5, 27.7]))

@@ -105,7 +105,10 @@ def test_pools_by_name(monkeypatch):
 
 def test_a_precision_takes_the_fastest_path_it_allows(monkeypatch):
     for isa in ("scalar", "avx2", "avx512", "neon"):     # bf16 products without instructions for them gain nothing
-        assert all(machine.paths(precision, isa) == ("a16", "a16") for precision in machine.PRECISIONS)
+        assert all(machine.paths(precision, isa) == ("a16", "a16") for precision in ("balanced", "precise", "throughput"))
+    assert {isa: machine.paths("int8", isa)[0] for isa in ("scalar", "avx2", "avx512", "avx512bf16", "neon", "amx")} == {
+        "scalar": "a16", "avx2": "a8", "avx512": "a8", "avx512bf16": "a8", "neon": "a8", "amx": "bf16"}
+    assert {machine.paths("int8", isa)[1] for isa in ("avx2", "avx512bf16", "amx")} == {"a16"}     # what is generated is not for sale
     assert machine.paths("balanced", "avx512bf16") == ("a16_bf16", "a16")      # those it has gain with float weights
     assert machine.paths("throughput", "avx512bf16") == ("a16_bf16", "a16_bf16")
     assert machine.paths("precise", "avx512bf16") == ("a16", "a16") and machine.paths("balanced", "amx") == ("bf16", "a16")
@@ -113,7 +116,7 @@ def test_a_precision_takes_the_fastest_path_it_allows(monkeypatch):
     assert machine.precision() == "balanced"
     monkeypatch.setenv("PYRUNTIME_PRECISION", "precise")
     assert machine.precision() == "precise" and machine.precision("throughput") == "throughput"
-    with pytest.raises(FieldInvalid, match="balanced, precise, throughput"):
+    with pytest.raises(FieldInvalid, match="balanced, precise, throughput, int8"):
         machine.precision("exact")
 
 
@@ -123,5 +126,5 @@ def test_paths_can_be_named_outright(monkeypatch):
     assert machine.paths("precise", "scalar") == ("a16", "bf16")
     for wrong in ("bf16", "a16,a16,a16", "a16,f32", ","):
         monkeypatch.setenv("PYRUNTIME_PATHS", wrong)
-        with pytest.raises(FieldInvalid, match="PYRUNTIME_PATHS is .* a16, a16_bf16, bf16"):
+        with pytest.raises(FieldInvalid, match="PYRUNTIME_PATHS is .* a16, a16_bf16, bf16, a8"):
             machine.paths("precise", "scalar")

@@ -147,7 +147,8 @@ def test_a_mixture_is_the_loop(shape: Shape, tokens: int, seed: int, tied: bool,
 
 @FEW
 @given(shapes(), st.integers(2, 150), st.integers(0, 2**32 - 1), st.booleans(), st.booleans(),
-       st.sampled_from([("a16", "a16"), ("bf16", "a16"), ("bf16", "bf16"), ("a16_bf16", "a16"), ("a16_bf16", "bf16")]))
+       st.sampled_from([("a16", "a16"), ("bf16", "a16"), ("bf16", "bf16"), ("a16_bf16", "a16"), ("a16_bf16", "bf16"),
+                        ("a8", "a16")]))
 def test_a_token_keeps_its_bits_in_any_batch(shape: Shape, tokens: int, seed: int, low_memory: bool, tied: bool,
                                              paths: tuple[str, str]) -> None:
     """However tokens are grouped: in another order, in two steps, on other threads, beside tokens of another path."""
@@ -165,7 +166,7 @@ def test_a_token_keeps_its_bits_in_any_batch(shape: Shape, tokens: int, seed: in
     assert np.array_equal(whole, np.concatenate(parts))
 
 
-PATHS = [("a16", "a16"), ("bf16", "bf16"), ("bf16", "a16"), ("a16_bf16", "a16")]
+PATHS = [("a16", "a16"), ("bf16", "bf16"), ("bf16", "a16"), ("a16_bf16", "a16"), ("a8", "a16")]
 
 
 @pytest.mark.parametrize("low_memory", [False, True])

@@ -54,7 +54,7 @@ def cpu(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("paths", ["a16,a16", "a16_bf16,a16"])
+@pytest.mark.parametrize("paths", ["a16,a16", "a16_bf16,a16", "a8,a16"])
 def test_an_older_cpu_gives_the_same_answers(cpu: str, tiny_model: Path, paths: str) -> None:
     """Greedy and drawn tokens and the bits of their log-probabilities, from the best set of each processor on the same paths."""
     said = [python("-c", ANSWER, tiny_model, cpu=which, paths=paths) for which in ("", cpu)]

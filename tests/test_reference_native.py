@@ -107,7 +107,8 @@ def test_every_op_stays_within_its_bound(model, data):
     rng = np.random.default_rng(seed)
     values = random_values(plan, seed)
     low_memory, paths = data.draw(st.booleans()), data.draw(st.sampled_from([
-        ("a16", "a16"), ("bf16", "a16"), ("a16_bf16", "a16"), ("a16_bf16", "bf16"), ("bf16", "bf16")]))
+        ("a16", "a16"), ("bf16", "a16"), ("a16_bf16", "a16"), ("a16_bf16", "bf16"), ("bf16", "bf16"),
+        ("a8", "a16"), ("a8", "bf16")]))
     blocks = stored(plan, values, formats, low_memory=True)
     native = native_backend(plan, blocks if low_memory else stored(plan, values, formats), pages=PAGES, max_tokens=64,
                             max_rows=ROWS, threads=data.draw(st.integers(1, 2)), paths=paths,

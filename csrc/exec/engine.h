@@ -15,7 +15,7 @@ enum {
   RT_SPLIT = 16,       /* pages of one attention split, at absolute block indices */
   RT_SPLIT_UNITS = 64, /* up to this many (token, KV head) pairs splits are units of their own */
   RT_TOKENS = 64,      /* rows of one linear unit in A16 */
-  RT_TOKENS_PAIRS = 128, /* of float formats in A16_BF16, which multiplies so fast that reading them again would show */
+  RT_TOKENS_FAST = 128, /* in A8, and of float formats in A16_BF16: quick enough that reading weights again would show */
   RT_TOKENS_BF16 = 256, /* and in BF16, where weights cost most to unpack */
   RT_LATENT_HEADS = 16, /* most query heads of a latent group that one unit of attention takes */
   RT_EXPERTS = 2048,   /* most matrices that a token may choose from */

@@ -565,11 +565,13 @@ static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
 static bool is_float(const rt_matrix *m) { return m && rt_format_table[m->format].form == RT_FLOAT; }
 
-/* What an op makes of a role's path, with some matrices of float formats, or all. */
-static rt_way way_of(enum rt_path path, bool some, bool all) {
+/* What an op makes of a role's path, with some matrices of float formats, or all. Flagged rows, from which tokens are drawn, never
+ * meet activations of 8 bits: they are few. */
+static rt_way way_of(enum rt_path path, bool some, bool all, bool flagged) {
+  if (path == RT_PATH_A8 && (flagged || all)) path = RT_PATH_A16_BF16;
   if (path == RT_PATH_A16_BF16 && !some) path = RT_PATH_A16;
   if (path == RT_PATH_BF16) return (rt_way){path, RT_TOKENS_BF16};
-  return (rt_way){path, path == RT_PATH_A16_BF16 && all ? RT_TOKENS_PAIRS : RT_TOKENS};
+  return (rt_way){path, path == RT_PATH_A8 || (path == RT_PATH_A16_BF16 && all) ? RT_TOKENS_FAST : RT_TOKENS};
 }
 
 static void choose_ways(const rt_engine *e, rt_bound *o) {
@@ -581,8 +583,8 @@ static void choose_ways(const rt_engine *e, rt_bound *o) {
   }
   for (int role = 0; role < 2; role++) {
     enum rt_path path = (enum rt_path)(role ? e->limits.generated_path : e->limits.prompt_path);
-    l->ways[role] = way_of(path, some, all);
-    o->each.ways[role] = way_of(path, is_float(o->each.matrix) || is_float(o->each.up), false);
+    l->ways[role] = way_of(path, some, all, l->flagged);
+    o->each.ways[role] = way_of(path, is_float(o->each.matrix) || is_float(o->each.up), false, false);
   }
 }
 

@@ -4,7 +4,7 @@
  * in the result:
  *   EMBED      -, a unit a token; so NORM_ADD
  *   linear     norm and round a token (only beyond RT_FUSED tokens), a unit is a packed group of 16 rows times a portion of the
- *              tokens: up to RT_TOKENS of prompts and as many generated ones
+ *              tokens: up to RT_TOKENS of prompts and as many generated ones (rt_way)
  *   EACH_LINEAR, EXPERTS   exec/each.h;  ROUTE, ROUTED_ADD  -, a unit a token
  *   ROPE_KV, LATENT_KV     cosines and sines of a token (once a step), a unit is the tokens that go to one page
  *   ATTENTION  a unit is (KV head, tile of tokens), or (KV head, tile, split) when tokens are few and then the joining of splits;

@@ -35,6 +35,30 @@ V_INLINE int32_t rt_sum_at(const rt_rows *x, int t, int k, int sub) {
   return sub == 16 ? sum[0] : sum[0] + sum[1];
 }
 
+/* The same in one plane (the A8 path): [m] tokens at `act`, `stride` bytes apart, and where their parts begin behind it. */
+typedef struct rt_byte_rows {
+  const uint8_t *act;
+  size_t stride, low, scales, totals;
+} rt_byte_rows;
+
+V_INLINE rt_byte_rows rt_byte_rows_of(const uint8_t *act, size_t stride, int k) {
+  rt_act a = rt_act_at((uint8_t *)(uintptr_t)act, k);
+#define RT_BEHIND(part) (size_t)((const uint8_t *)a.part - act)
+  return (rt_byte_rows){act, stride, RT_BEHIND(low), RT_BEHIND(scales), RT_BEHIND(totals)};
+#undef RT_BEHIND
+}
+
+V_INLINE float rt_byte_scale(const rt_byte_rows *x, int t, int k) {
+  return ((const float *)(x->act + t * x->stride + x->scales))[k / 32];
+}
+V_INLINE const int32_t *rt_byte_sum(const rt_byte_rows *x, int t, int k) {
+  return (const int32_t *)(x->act + t * x->stride + 64) + k / 16;
+}
+/* a * sum of q over the `sub` k at k. */
+V_INLINE float rt_byte_total(const rt_byte_rows *x, int t, int k, int sub) {
+  if (sub == 32) return ((const float *)(x->act + t * x->stride + x->totals))[k / 32];
+  return rt_byte_scale(x, t, k) * (float)*rt_byte_sum(x, t, k);
+}
 /* Fetch `lines` cache lines behind p, in small portions, where the lines at p are read: a core waits when it has asked for more
  * than some twenty. Its first cache takes no more at a time, each for all of memory's latency, so that most lines have to be
  * brought by the processor's own foresight. Where products are quick (V_FAR), and that does not see through the order of
@@ -142,15 +166,18 @@ typedef struct rt_widened { /* spans of RT_WIDE_K k: u - offset as v_widen leave
   _Alignas(64) float scale[RT_WIDE_K / 16][16], least[RT_WIDE_K / 16][16];
 } rt_widened;
 
-/* acc[t] <- the sub-blocks of k in [at, at + n) for V_WIDE_TOKENS tokens. */
-V_INLINE void rt_fold_widened(const rt_widened *restrict w, const rt_rows *x, int at, int n, int sub, int with_least, v16f *acc) {
+/* acc[t] <- the sub-blocks of k in [at, at + n) for V_WIDE_TOKENS tokens; plane: of the A8 path, else NULL. */
+V_INLINE void rt_fold_widened(const rt_widened *restrict w, const rt_rows *x, const rt_byte_rows *plane, int at, int n, int sub,
+                              int with_least, v16f *acc) {
   for (int c = 0; c < n / sub; c++) {
     v16i s[V_WIDE_TOKENS];
     v_dot_wide(w->u[c * (sub / 4)], sub / 4, x->q, at + c * sub, s);
     v16f scale = v_load(w->scale[c]), least = with_least ? v_load(w->least[c]) : scale;
     for (int t = 0; t < V_WIDE_TOKENS; t++) {
-      acc[t] = v_fma(v_of_s32(s[t]), scale, acc[t]);
-      if (with_least) acc[t] = v_fma(least, v_set1((float)rt_sum_at(x, t, at + c * sub, sub)), acc[t]);
+      int k = at + c * sub;
+      acc[t] = v_fma(v_of_s32(s[t]), plane ? v_mul(scale, v_set1(rt_byte_scale(plane, t, k))) : scale, acc[t]);
+      if (with_least)
+        acc[t] = v_fma(least, v_set1(plane ? rt_byte_total(plane, t, k, sub) : (float)rt_sum_at(x, t, k, sub)), acc[t]);
     }
   }
 }
@@ -166,7 +193,7 @@ V_INLINE void rt_fold_widened(const rt_widened *restrict w, const rt_rows *x, in
     }                                                                                                                 \
   }                                                                                                                   \
   V_INLINE void rt_many_##name(const uint8_t *restrict tile, int k, const uint8_t *act, size_t stride, int m,         \
-                               float *y, size_t ldy) {                                                                \
+                               float *y, size_t ldy, int one_plane) {                                                 \
     rt_widened w;                                                                                                     \
     v16f acc[RT_WIDE_MOST];                                                                                           \
     for (int t = 0; t < m; t++) acc[t] = v_zero();                                                                    \
@@ -177,19 +204,23 @@ V_INLINE void rt_fold_widened(const rt_widened *restrict w, const rt_rows *x, in
       }                                                                                                               \
       for (int t = 0; t < m; t += V_WIDE_TOKENS) {                                                                    \
         rt_rows x = rt_rows_of(act + t * stride, stride, k, V_WIDE_TOKENS);                                           \
-        rt_fold_widened(&w, &x, at, n, sub, with_least, acc + t);                                                     \
+        rt_byte_rows plane = rt_byte_rows_of(act + t * stride, stride, k);                                            \
+        rt_fold_widened(&w, &x, one_plane ? &plane : NULL, at, n, sub, with_least, acc + t);                          \
       }                                                                                                               \
     }                                                                                                                 \
     for (int t = 0; t < m; t++)                                                                                       \
       v_store(y + t * ldy, v_mul(acc[t], v_set1(*rt_act_at((uint8_t *)(uintptr_t)(act + t * stride), k).scale)));     \
   }                                                                                                                   \
-  /* Returns how many tokens it has done: whole V_WIDE_TOKENS, none when there are few. */                            \
-  static __attribute__((noinline)) int rt_wide_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m, float *y,           \
-                            size_t ldy) {                                                                             \
-    int whole = m < RT_WIDE_FROM ? 0 : m / V_WIDE_TOKENS * V_WIDE_TOKENS;                                            \
+  RT_WIDE_TOKENS_OF(rt_wide_##name, rt_many_##name, 0)                                                                \
+  RT_WIDE_TOKENS_OF(rt_wide8_##name, rt_many_##name, 1)
+/* Returns how many tokens it has done: whole V_WIDE_TOKENS, none when there are few. */
+#define RT_WIDE_TOKENS_OF(wide, many, one_plane)                                                                      \
+  static __attribute__((noinline)) int wide(const uint8_t *tile, int k, const uint8_t *act, size_t stride,    \
+                                                    int m, float *y, size_t ldy) {                                    \
+    int whole = m < RT_WIDE_FROM ? 0 : m / V_WIDE_TOKENS * V_WIDE_TOKENS;                                             \
     for (int t = 0; t < whole; t += RT_WIDE_MOST)                                                                     \
-      rt_many_##name(tile, k, act + t * stride, stride, whole - t < RT_WIDE_MOST ? whole - t : RT_WIDE_MOST,          \
-                     y + t * ldy, ldy);                                                                               \
+      many(tile, k, act + t * stride, stride, whole - t < RT_WIDE_MOST ? whole - t : RT_WIDE_MOST, y + t * ldy, ldy,  \
+           one_plane);                                                                                                \
     return whole;                                                                                                     \
   }
 #endif

@@ -4,6 +4,7 @@
  *   A16       activations are 16-bit integers, sums of a block exact; float formats multiply x
  *   A16_BF16  the same, but for float formats: they and their activations are rounded to bf16 (ops/linear_pairs.h)
  *   BF16      weights and activations are rounded to bf16 (ops/linear_bf16.h)
+ *   A8        activations are 8-bit integers under a scale for every 32; float formats as A16_BF16 (ops/linear_a8.h)
  *
  * A16:
  *   kp = k rounded up to 64; padding is zero.  scale = max|x| / 32639,  q = round to even(x / scale) = 256 * high + low
@@ -11,15 +12,17 @@
  *
  * 32639 = 127 * 256 + 127 is the most that high = (q + 128) >> 8, low = q - 256 * high hold in 8 bits each.
  * A16_BF16: bf16[kp] in the place of x.
+ * A8: q = round to even(x / scale), scale = max|x| / 127 of 32 k each, stands in q, low and sum; where high is, f32 scales[kp / 32]
+ * and totals[kp / 32] = scale * sum of q; x as A16_BF16's. The row's own scale is 1.
  * BF16: bf16[kp] where high and low are, and x[kp] holds the same numbers; scale, sum and q are not written.
- * A row below 2^-100 everywhere is zero under scale 0. A row with a NaN or an infinity is zero under scale NaN, so that
- * whatever is multiplied with it is NaN. */
+ * What is below 2^-100 everywhere under its scale is zero, and so is the scale. A row with a NaN or an infinity is zero under
+ * scales NaN, so that whatever is multiplied with it is NaN. */
 #ifndef RT_ACT_H
 #define RT_ACT_H
 #include <stddef.h>
 #include <stdint.h>
 
-enum rt_path { RT_PATH_A16, RT_PATH_A16_BF16, RT_PATH_BF16, RT_PATHS }; /* closest to f32 first, as machine.PATHS */
+enum rt_path { RT_PATH_A16, RT_PATH_A16_BF16, RT_PATH_BF16, RT_PATH_A8, RT_PATHS }; /* closest to f32 first, as machine.PATHS */
 
 typedef struct rt_act {
   float *scale;        /* [1] */
@@ -28,7 +31,8 @@ typedef struct rt_act {
   int16_t *q;          /* [kp] */
   float *x;            /* [kp] */
   uint16_t *bf16;      /* [kp] of BF16 */
-  uint16_t *pairs;     /* [kp] bf16 of A16_BF16 */
+  uint16_t *pairs;     /* [kp] bf16 of A16_BF16 and A8 */
+  float *scales, *totals; /* [kp / 32] of A8 */
 } rt_act;
 
 static inline size_t rt_act_k(int k) { return ((size_t)k + 63) / 64 * 64; }
@@ -39,7 +43,7 @@ static inline rt_act rt_act_at(uint8_t *act, int k) {
   size_t kp = rt_act_k(k), head = rt_act_head(kp);
   return (rt_act){(float *)act,        (int32_t *)(act + 64),           (int8_t *)(act + head), (int8_t *)(act + head + kp),
                   (int16_t *)(act + head + 2 * kp), (float *)(act + head + 4 * kp), (uint16_t *)(act + head),
-                  (uint16_t *)(act + head + 4 * kp)};
+                  (uint16_t *)(act + head + 4 * kp), (float *)(act + head), (float *)(act + head) + kp / 32};
 }
 
 #ifdef V_INLINE
@@ -70,6 +74,30 @@ static inline void rt_act_round(rt_act a, size_t kp, float most, float broken) {
       sum += q[i];
     }
     a.sum[block] = sum;
+  }
+}
+
+/* The same of A8, block by block. */
+static inline void rt_act_bytes8(rt_act a, size_t kp, float broken) {
+  enum { MOST = 127, BLOCK = 32 };
+  *a.scale = 1.0f;
+  for (size_t b = 0; b < kp / BLOCK; b++) {
+    const float *x = a.x + b * BLOCK;
+    v16f x0 = v_load(x), x1 = v_load(x + 16);
+    float most = v_most(v_max(v_abs(x0), v_abs(x1)));
+    int usable = broken == 0.0f && most >= 0x1p-100f;
+    v16f inverse = v_set1(usable ? (float)MOST / most : 0.0f);
+    int32_t q[BLOCK], sum[2] = {0, 0};
+    v_store_s32(q, v_mul(x0, inverse)), v_store_s32(q + 16, v_mul(x1, inverse));
+    for (int i = 0; i < BLOCK; i++) {
+      q[i] = usable ? q[i] : 0;
+      a.q[b * BLOCK + (size_t)i] = (int16_t)q[i];
+      a.low[b * BLOCK + (size_t)i] = (int8_t)q[i];
+      sum[i / 16] += q[i];
+    }
+    a.sum[2 * b] = sum[0], a.sum[2 * b + 1] = sum[1];
+    a.scales[b] = usable ? most / (float)MOST : broken;
+    a.totals[b] = a.scales[b] * (float)(sum[0] + sum[1]);
   }
 }
 

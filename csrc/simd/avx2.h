@@ -235,6 +235,45 @@ V_INLINE void v_sums_end(v_sums *restrict s, int bits, int steps, int m, v16i *r
                                          _mm256_hadd_epi32(s->wide[t][2], s->wide[t][3])};
 }
 
+/* ---- sums of one plane: pairs of k stay in s16 as long as no sum of them can leave it. u of 8 bits is taken as u - 128, whose
+ * sign goes over to the activation, as vpmaddubsw would leave 16 bits: 2 * 128 * 127 does not ---- */
+#define V_BYTE_TOKENS 4
+#define V_DOTS_LESS(bits) ((bits) == 8 ? 128 : 0)
+
+typedef struct v_dots { __m256i pairs[V_BYTE_TOKENS][2], sum[V_BYTE_TOKENS][2]; } v_dots;
+
+V_INLINE void v_dots_begin(v_dots *restrict d, int m) {
+  for (int t = 0; t < m; t++)
+    for (int c = 0; c < 2; c++) d->pairs[t][c] = d->sum[t][c] = _mm256_setzero_si256();
+}
+V_INLINE __m256i v_add_pairs(__m256i sum, __m256i pairs) {
+  return v_chain(_mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
+}
+V_INLINE void v_dots_step(v_dots *restrict d, v64b u, int bits, int j, const uint8_t *x, size_t stride, int m) {
+  __m256i w[2] = {u.a, u.b}, size[2];
+  for (int c = 0; c < 2 && bits == 8; c++) w[c] = _mm256_xor_si256(w[c], _mm256_set1_epi8(-128)), size[c] = _mm256_abs_epi8(w[c]);
+  for (int t = 0; t < m; t++) {
+    __m256i four = v_four((const int8_t *)x + t * stride);
+    for (int c = 0; c < 2; c++) {
+      if (bits == 8) {
+        d->sum[t][c] = v_add_pairs(d->sum[t][c], _mm256_maddubs_epi16(size[c], _mm256_sign_epi8(four, w[c])));
+        continue;
+      }
+      if (j > 0 && j % v_steps_in_s16(bits) == 0) {
+        d->sum[t][c] = v_add_pairs(d->sum[t][c], d->pairs[t][c]);
+        d->pairs[t][c] = _mm256_setzero_si256();
+      }
+      d->pairs[t][c] = v_chain(_mm256_add_epi16(d->pairs[t][c], _mm256_maddubs_epi16(w[c], four)));
+    }
+  }
+}
+V_INLINE void v_dots_end(v_dots *restrict d, int bits, int m, v16i *restrict sum) {
+  for (int t = 0; t < m; t++) {
+    for (int c = 0; c < 2 && bits < 8; c++) d->sum[t][c] = v_add_pairs(d->sum[t][c], d->pairs[t][c]);
+    sum[t] = (v16i){d->sum[t][0], d->sum[t][1]};
+  }
+}
+
 /* ---- many tokens: a step as s16 [2 pair of k][16 row][2] ---- */
 #define V_WIDE_TOKENS 4
 

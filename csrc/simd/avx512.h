@@ -135,6 +135,24 @@ V_INLINE void v_sums_end(v_sums *restrict s, int bits, int steps, int m, v16i *r
   for (int t = 0; t < m; t++) sum[t] = _mm512_add_epi32(_mm512_slli_epi32(s->high[t], 8), s->low[t]);
 }
 
+/* ---- sums of one plane ---- */
+#define V_BYTE_TOKENS 8
+#define V_DOTS_LESS(bits) 0
+
+typedef struct v_dots { __m512i s[V_BYTE_TOKENS]; } v_dots;
+
+V_INLINE void v_dots_begin(v_dots *restrict d, int m) {
+  for (int t = 0; t < m; t++) d->s[t] = _mm512_setzero_si512();
+}
+V_INLINE void v_dots_step(v_dots *restrict d, v64b u, int bits, int j, const uint8_t *x, size_t stride, int m) {
+  (void)bits, (void)j;
+  for (int t = 0; t < m; t++) d->s[t] = _mm512_dpbusd_epi32(d->s[t], u, v_four((const int8_t *)x + t * stride));
+}
+V_INLINE void v_dots_end(v_dots *restrict d, int bits, int m, v16i *restrict sum) {
+  (void)bits;
+  for (int t = 0; t < m; t++) sum[t] = d->s[t];
+}
+
 /* ---- the BF16 path ---- */
 #define V_BF16_TOKENS 8
 

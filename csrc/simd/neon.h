@@ -222,6 +222,30 @@ V_INLINE void v_sums_end(v_sums *restrict s, int bits, int steps, int m, v16i *r
   }
 }
 
+/* ---- sums of one plane: u of 8 bits is taken as u - 128 ---- */
+#define V_BYTE_TOKENS 4
+#define V_DOTS_LESS(bits) ((bits) == 8 ? 128 : 0)
+
+typedef struct v_dots { v16i s[V_BYTE_TOKENS]; } v_dots;
+
+V_INLINE void v_dots_begin(v_dots *restrict d, int m) {
+  int32x4_t none = vdupq_n_s32(0);
+  for (int t = 0; t < m; t++) d->s[t] = (v16i){none, none, none, none};
+}
+V_INLINE void v_dots_step(v_dots *restrict d, v64b u, int bits, int j, const uint8_t *x, size_t stride, int m) {
+  int8x16_t a = v_signed(u.a, bits), b = v_signed(u.b, bits), c = v_signed(u.c, bits), e = v_signed(u.d, bits);
+  (void)j;
+  for (int t = 0; t < m; t++) {
+    int8x16_t four = v_four((const int8_t *)x + t * stride);
+    v16i *s = &d->s[t];
+    *s = (v16i){vdotq_s32(s->a, a, four), vdotq_s32(s->b, b, four), vdotq_s32(s->c, c, four), vdotq_s32(s->d, e, four)};
+  }
+}
+V_INLINE void v_dots_end(v_dots *restrict d, int bits, int m, v16i *restrict sum) {
+  (void)bits;
+  for (int t = 0; t < m; t++) sum[t] = d->s[t];
+}
+
 /* ---- the BF16 path ---- */
 #define V_BF16_TOKENS 4
 

@@ -132,6 +132,22 @@ V_INLINE void v_sums_end(v_sums *restrict sums, int bits, int steps, int m, v16i
   memcpy(s, sums->s, (size_t)m * sizeof *s);
 }
 
+/* ---- the same of activations in one plane (ops/linear_a8.h), and of u less a number that the set chooses ----
+ * x: s8 [4] of the first token; those of the next are `stride` bytes behind. */
+#define V_BYTE_TOKENS 1 /* most tokens of one v_dots */
+#define V_DOTS_LESS(bits) 0
+
+typedef v_sums v_dots;
+
+V_INLINE void v_dots_begin(v_dots *restrict dots, int m) { v_sums_begin(dots, m); }
+V_INLINE void v_dots_step(v_dots *restrict dots, v64b u, int bits, int j, const uint8_t *x, size_t stride, int m) {
+  (void)bits, (void)j;
+  for (int t = 0; t < m; t++)
+    for (int l = 0; l < 16; l++)
+      for (int i = 0; i < 4; i++) dots->s[t].i[l] += u.b[l * 4 + i] * (int8_t)x[t * stride + (size_t)i];
+}
+V_INLINE void v_dots_end(v_dots *restrict dots, int bits, int m, v16i *restrict s) { v_sums_end(dots, bits, 0, m, s); }
+
 /* ---- many tokens, where a set defines V_WIDE_TOKENS (simd/avx2.h): a tile is unpacked once for all of them ----
  *   v_widen(u, offset, wide)    a step as s16 u - offset, in an order of the set's own, [64]
  *   v_dot_wide(wide, steps, q, at, s)   s[t] = sum of wide * q[t] over `steps` steps, for V_WIDE_TOKENS tokens */

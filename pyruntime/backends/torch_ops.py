@@ -18,6 +18,7 @@ from .. import plan as p
 from ..types import MAX_TOP_LOGPROBS, SAMPLED, Batch
 
 A16_MAX = 32639  # 127 * 256 + 127: the largest integer two int8 planes hold
+A8_MAX, A8_BLOCK = 127, 32   # likewise, and k under one scale
 F16_MAX = 65504.0
 NOT_FINITE, NONE_LEFT = 1, 2  # SAMPLED flags
 
@@ -113,31 +114,52 @@ def a16(x: Tensor) -> Tensor:
     return q.to(x.dtype) * (largest / A16_MAX).to(x.dtype)
 
 
+def a8(x: Tensor) -> Tensor:
+    """x rounded likewise to q = round(x * 127 / max|x|), every 32 under a scale of their own."""
+    k = x.shape[-1]
+    blocks = torch.nn.functional.pad(x.to(torch.float32), (0, -k % A8_BLOCK)).unflatten(-1, (-1, A8_BLOCK))
+    largest = blocks.abs().amax(-1, keepdim=True)
+    usable = largest >= 2.0**-100
+    inverse = torch.full_like(largest, A8_MAX) / torch.where(usable, largest, torch.ones_like(largest))
+    q = torch.where(usable, torch.round(blocks * inverse), torch.zeros_like(blocks))
+    return (q.to(x.dtype) * (largest / A8_MAX).to(x.dtype)).flatten(-2)[..., :k]
+
+
 def bf16(x: Tensor) -> Tensor:
     """x rounded to bf16, in x's type."""
     return x.to(torch.float32).to(torch.bfloat16).to(x.dtype)
 
 
-def rounds_weights(path: str, integer: bool) -> bool:
-    """Whether a path rounds weights to bf16, and what they multiply: those of an integer format, or of a float one."""
-    return path == "bf16" or path == "a16_bf16" and not integer
+def way(path: str, integer: bool, flagged: bool = False) -> str:
+    """What a path is to weights of an integer format, or of a float one; flagged rows, from which tokens are drawn, never meet
+    activations of 8 bits."""
+    if path == "a8" and (flagged or not integer):
+        path = "a16_bf16"
+    return "a16" if path == "a16_bf16" and integer else path
+
+
+def rounds_weights(path: str, integer: bool, flagged: bool = False) -> bool:
+    """Whether it rounds them to bf16, and what they multiply."""
+    return way(path, integer, flagged) in ("a16_bf16", "bf16")
 
 
 def product(step: Step, x: Tensor, name: str, bias: str | None = None, rows: np.ndarray | None = None) -> Tensor:
     """W x + bias, x [tokens][k] -> [tokens][rows]; x is of the tokens `rows`, None: of all. Each rounds as its path says."""
-    y = multiplied(step, x, step.weights[name], step.batch.roles if rows is None else step.batch.roles[rows])
+    roles = step.batch.roles if rows is None else step.batch.roles[rows]
+    y = multiplied(step, x, step.weights[name], roles, rows is not None)
     return y if bias is None else y + step.weights[bias].values
 
 
-def multiplied(step: Step, x: Tensor, w: Matrix, roles: np.ndarray) -> Tensor:
+def multiplied(step: Step, x: Tensor, w: Matrix, roles: np.ndarray, flagged: bool = False) -> Tensor:
     """W x of rows of these roles."""
     y = x.new_empty(len(x), len(w.values))
     for role, path in enumerate(step.paths):
         mine = torch.from_numpy(roles == role).to(x.device)
-        if w.coarse is not None and rounds_weights(path, w.integer):
+        if w.coarse is not None and rounds_weights(path, w.integer, flagged):
             y[mine] = bf16(x[mine]) @ w.coarse.T
-        else:
-            y[mine] = (a16(x[mine]) if w.integer and step.act_quant == "exact" else x[mine]) @ w.values.T
+            continue
+        integers = a8 if way(path, w.integer, flagged) == "a8" else a16
+        y[mine] = (integers(x[mine]) if w.integer and step.act_quant == "exact" else x[mine]) @ w.values.T
     return y
 
 

@@ -24,7 +24,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 MODEL_OPTIONS = (
     click.option("--threads", type=click.IntRange(1, 1024), help="Threads [default: PYRUNTIME_THREADS, else the CPUs here]."),
     click.option("--isa", help="Instruction set [default: PYRUNTIME_ISA, else the best here; see `pyruntime doctor`]."),
-    click.option("--precision", type=click.Choice(["balanced", "precise", "throughput"]),
+    click.option("--precision", type=click.Choice(["balanced", "precise", "throughput", "int8"]),
                  help="How products may round for speed [default: PYRUNTIME_PRECISION, else balanced; see `pyruntime doctor`]."),
     click.option("--low-memory", is_flag=True, help="Leave the weights in the file: less memory, slower, the same answers."),
     click.option("--quantize", metavar="FORMAT",
