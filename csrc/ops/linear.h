@@ -59,6 +59,7 @@ V_INLINE float rt_byte_total(const rt_byte_rows *x, int t, int k, int sub) {
   if (sub == 32) return ((const float *)(x->act + t * x->stride + x->totals))[k / 32];
   return rt_byte_scale(x, t, k) * (float)*rt_byte_sum(x, t, k);
 }
+
 /* Fetch `lines` cache lines behind p, in small portions, where the lines at p are read: a core waits when it has asked for more
  * than some twenty. Its first cache takes no more at a time, each for all of memory's latency, so that most lines have to be
  * brought by the processor's own foresight. Where products are quick (V_FAR), and that does not see through the order of
@@ -215,8 +216,8 @@ V_INLINE void rt_fold_widened(const rt_widened *restrict w, const rt_rows *x, co
   RT_WIDE_TOKENS_OF(rt_wide8_##name, rt_many_##name, 1)
 /* Returns how many tokens it has done: whole V_WIDE_TOKENS, none when there are few. */
 #define RT_WIDE_TOKENS_OF(wide, many, one_plane)                                                                      \
-  static __attribute__((noinline)) int wide(const uint8_t *tile, int k, const uint8_t *act, size_t stride,    \
-                                                    int m, float *y, size_t ldy) {                                    \
+  static __attribute__((noinline)) int wide(const uint8_t *tile, int k, const uint8_t *act, size_t stride, int m,     \
+                                            float *y, size_t ldy) {                                                   \
     int whole = m < RT_WIDE_FROM ? 0 : m / V_WIDE_TOKENS * V_WIDE_TOKENS;                                             \
     for (int t = 0; t < whole; t += RT_WIDE_MOST)                                                                     \
       many(tile, k, act + t * stride, stride, whole - t < RT_WIDE_MOST ? whole - t : RT_WIDE_MOST, y + t * ldy, ldy,  \

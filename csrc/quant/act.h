@@ -62,19 +62,8 @@ static inline void rt_act_round(rt_act a, size_t kp, float most, float broken) {
     return;
   }
   v16f inverse = v_set1((float)MOST / most);
-  for (size_t block = 0; block < kp / 16; block++) {
-    int32_t q[16], sum = 0;
-    int16_t *restrict both = a.q + block * 16;
-    int8_t *restrict high = a.high + block * 16, *restrict low = a.low + block * 16;
-    v_store_s32(q, v_mul(v_load(a.x + block * 16), inverse));
-    for (int i = 0; i < 16; i++) {
-      both[i] = (int16_t)q[i];
-      high[i] = (int8_t)((q[i] + 128) >> 8);
-      low[i] = (int8_t)q[i]; /* q - 256 * high, which fits, is q modulo 256 */
-      sum += q[i];
-    }
-    a.sum[block] = sum;
-  }
+  for (size_t b = 0; b < kp / 16; b++)
+    a.sum[b] = v_store_planes(v_mul(v_load(a.x + b * 16), inverse), a.q + b * 16, a.high + b * 16, a.low + b * 16);
 }
 
 /* The same of A8, block by block. */
@@ -87,17 +76,12 @@ static inline void rt_act_bytes8(rt_act a, size_t kp, float broken) {
     float most = v_most(v_max(v_abs(x0), v_abs(x1)));
     int usable = broken == 0.0f && most >= 0x1p-100f;
     v16f inverse = v_set1(usable ? (float)MOST / most : 0.0f);
-    int32_t q[BLOCK], sum[2] = {0, 0};
-    v_store_s32(q, v_mul(x0, inverse)), v_store_s32(q + 16, v_mul(x1, inverse));
-    for (int i = 0; i < BLOCK; i++) {
-      q[i] = usable ? q[i] : 0;
-      a.q[b * BLOCK + (size_t)i] = (int16_t)q[i];
-      a.low[b * BLOCK + (size_t)i] = (int8_t)q[i];
-      sum[i / 16] += q[i];
-    }
-    a.sum[2 * b] = sum[0], a.sum[2 * b + 1] = sum[1];
+    if (!usable) x0 = x1 = v_zero();
+    int32_t first = v_store_planes(v_mul(x0, inverse), a.q + b * BLOCK, NULL, a.low + b * BLOCK);
+    int32_t second = v_store_planes(v_mul(x1, inverse), a.q + b * BLOCK + 16, NULL, a.low + b * BLOCK + 16);
+    a.sum[2 * b] = first, a.sum[2 * b + 1] = second;
     a.scales[b] = usable ? most / (float)MOST : broken;
-    a.totals[b] = a.scales[b] * (float)(sum[0] + sum[1]);
+    a.totals[b] = a.scales[b] * (float)(first + second);
   }
 }
 

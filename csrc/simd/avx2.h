@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define V_INLINE static inline __attribute__((always_inline, unused))
+#include "simd/planes.h"
 
 typedef struct v16f { __m256 a, b; } v16f;
 typedef struct v16i { __m256i a, b; } v16i;
@@ -112,6 +113,9 @@ V_INLINE float v_first(v16f x) { return _mm256_cvtss_f32(x.a); }
 V_INLINE void v_store_s32(int32_t *p, v16f x) {
   _mm256_storeu_si256((__m256i *)p, _mm256_cvtps_epi32(x.a));
   _mm256_storeu_si256((__m256i *)(p + 8), _mm256_cvtps_epi32(x.b));
+}
+V_INLINE int32_t v_store_planes(v16f x, int16_t *q, int8_t *high, int8_t *low) {
+  return v_split_planes(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b), q, high, low);
 }
 V_INLINE v16f v_of_s32(v16i x) { return (v16f){_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 V_INLINE v16i v_minus(v16i x, int32_t y) {

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #define V_INLINE static inline __attribute__((always_inline, unused))
+#include "simd/planes.h"
 
 typedef __m512 v16f;
 typedef __m512i v16i;
@@ -81,6 +82,10 @@ V_INLINE float v_most(v16f x) {
 V_INLINE float v_first(v16f x) { return _mm_cvtss_f32(_mm512_castps512_ps128(x)); }
 
 V_INLINE void v_store_s32(int32_t *p, v16f x) { _mm512_storeu_si512(p, _mm512_cvtps_epi32(x)); }
+V_INLINE int32_t v_store_planes(v16f x, int16_t *q, int8_t *high, int8_t *low) {
+  __m512i whole = _mm512_cvtps_epi32(x);
+  return v_split_planes(_mm512_castsi512_si256(whole), _mm512_extracti64x4_epi64(whole, 1), q, high, low);
+}
 V_INLINE v16f v_of_s32(v16i x) { return _mm512_cvtepi32_ps(x); }
 V_INLINE v16i v_minus(v16i x, int32_t y) { return _mm512_sub_epi32(x, _mm512_set1_epi32(y)); }
 

@@ -132,6 +132,14 @@ V_INLINE void v_store_s32(int32_t *p, v16f x) {
   vst1q_s32(p + 8, vcvtnq_s32_f32(x.c));
   vst1q_s32(p + 12, vcvtnq_s32_f32(x.d));
 }
+V_INLINE int32_t v_store_planes(v16f x, int16_t *q, int8_t *high, int8_t *low) {
+  int16x8_t a = vcombine_s16(vmovn_s32(vcvtnq_s32_f32(x.a)), vmovn_s32(vcvtnq_s32_f32(x.b)));
+  int16x8_t b = vcombine_s16(vmovn_s32(vcvtnq_s32_f32(x.c)), vmovn_s32(vcvtnq_s32_f32(x.d)));
+  vst1q_s16(q, a), vst1q_s16(q + 8, b);
+  if (high) vst1q_s8(high, vcombine_s8(vrshrn_n_s16(a, 8), vrshrn_n_s16(b, 8)));
+  vst1q_s8(low, vcombine_s8(vmovn_s16(a), vmovn_s16(b)));
+  return vaddlvq_s16(a) + vaddlvq_s16(b);
+}
 V_INLINE v16f v_of_s32(v16i x) { return V_EACH1(v16f, vcvtq_f32_s32, x); }
 V_INLINE v16i v_minus(v16i x, int32_t y) {
   int32x4_t all = vdupq_n_s32(y);

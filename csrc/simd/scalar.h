@@ -83,6 +83,18 @@ V_INLINE float v_most(v16f a) {
 V_INLINE float v_first(v16f a) { return a.f[0]; }
 
 V_INLINE void v_store_s32(int32_t *p, v16f a) { V_LANES p[l] = (int32_t)__builtin_rintf(a.f[l]); } /* to even; |a| < 2^31 */
+/* The same as s16 q[16] and as planes, q = 256 * high + low, |q| <= 32639 (high NULL: not wanted); returns the sum of q. */
+V_INLINE int32_t v_store_planes(v16f a, int16_t *q, int8_t *high, int8_t *low) {
+  int32_t whole[16], sum = 0;
+  v_store_s32(whole, a);
+  for (int l = 0; l < 16; l++) {
+    q[l] = (int16_t)whole[l];
+    if (high) high[l] = (int8_t)((whole[l] + 128) >> 8);
+    low[l] = (int8_t)whole[l]; /* q - 256 * high, which fits, is q modulo 256 */
+    sum += whole[l];
+  }
+  return sum;
+}
 V_INLINE v16f v_of_s32(v16i a) { v16f r; V_LANES r.f[l] = (float)a.i[l]; return r; }
 V_INLINE v16i v_minus(v16i a, int32_t b) { V_LANES a.i[l] -= b; return a; }
 
