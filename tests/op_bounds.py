@@ -14,8 +14,8 @@ Given the same slots and the same cache, the reference (sums in f64, A16 roundin
               bits: q is equal.
   W x, Q*     S is an exact integer; each sub-block converts S (u) and adds one fused term each for its scale and its least
               value: (3 sub-blocks + 2) u of sum |w||q| scale, |w| = |scale (u - offset)| + |least|.
-  A8          likewise, r = n * 127 / max|n| of each 32; their scale meets the weights' (u), and the sum of q for a least value (2 u).
-              Not in the head, which is A16.
+  A8          likewise, r = n * 127 / max|n| of each 32; their scale meets the weights' (u), and the sum of q for a least value
+              (2 u). Not in the head, which is A16.
   bf16        on that path, and on a16_bf16 for weights of float formats, x and w are rounded to bf16, equal on both sides but
               for an x within dn + u |x| of the middle of two: it then moves by one step. Products are exact; chains of 16, their
               meeting and k / 32 sums: (18 + k/32) u; on a16_bf16 one chain, k u.

@@ -23,7 +23,8 @@ from pyruntime.types import Batch, greedy_rows
 ISAS = [name for name, missing in _engine.isas() if not missing]
 PAGES = 40
 #: paths of prompt and generated tokens
-MIXTURES = [("bf16", "a16"), ("bf16", "bf16"), ("a16", "bf16"), ("a16_bf16", "a16"), ("a16_bf16", "bf16"), ("a8", "a16"), ("a8", "bf16"), ("a16", "a8")]
+MIXTURES = [("bf16", "a16"), ("bf16", "bf16"), ("a16", "bf16"), ("a16_bf16", "a16"), ("a16_bf16", "bf16"), ("a8", "a16"),
+            ("a8", "bf16"), ("a16", "a8")]
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 

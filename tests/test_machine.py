@@ -108,7 +108,7 @@ def test_a_precision_takes_the_fastest_path_it_allows(monkeypatch):
         assert all(machine.paths(precision, isa) == ("a16", "a16") for precision in ("balanced", "precise", "throughput"))
     assert {isa: machine.paths("int8", isa)[0] for isa in ("scalar", "avx2", "avx512", "avx512bf16", "neon", "amx")} == {
         "scalar": "a16", "avx2": "a8", "avx512": "a8", "avx512bf16": "a8", "neon": "a8", "amx": "bf16"}
-    assert {machine.paths("int8", isa)[1] for isa in ("avx2", "avx512bf16", "amx")} == {"a16"}     # what is generated is not for sale
+    assert {machine.paths("int8", isa)[1] for isa in ("avx2", "avx512bf16", "amx")} == {"a16"}
     assert machine.paths("balanced", "avx512bf16") == ("a16_bf16", "a16")      # those it has gain with float weights
     assert machine.paths("throughput", "avx512bf16") == ("a16_bf16", "a16_bf16")
     assert machine.paths("precise", "avx512bf16") == ("a16", "a16") and machine.paths("balanced", "amx") == ("bf16", "a16")
