@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from .version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from .async_llm import AsyncLLM
     from .errors import (
         ContextLengthExceeded,
         EngineFailed,
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
         PyruntimeError,
         QueueFull,
     )
-    from .llm import LLM, AsyncLLM
+    from .llm import LLM
     from .loading import open_model
     from .types import Completion, Delta, FinishReason, SamplingParams, Timings, TokenLogprob, Usage
 
 _HOMES = {
-    "llm": ("LLM", "AsyncLLM"),
+    "llm": ("LLM",),
+    "async_llm": ("AsyncLLM",),
     "loading": ("open_model",),
     "types": ("SamplingParams", "Completion", "Delta", "FinishReason", "TokenLogprob", "Usage", "Timings"),
     "errors": ("PyruntimeError", "FieldInvalid", "ContextLengthExceeded", "ModelNotFound", "ModelInvalid", "QueueFull",

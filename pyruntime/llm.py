@@ -1,15 +1,13 @@
-"""`LLM`: a model in this process. `AsyncLLM` is its twin for asyncio."""
+"""`LLM`: a model in this process."""
 from __future__ import annotations
 
-import asyncio
 import os
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import count
 from queue import SimpleQueue
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -18,6 +16,9 @@ from .engine.events import Done, Event, Failed
 from .errors import FieldInvalid, QueueFull
 from .loading import Model, Progress, open_model
 from .types import Completion, Delta, SamplingParams
+
+if TYPE_CHECKING:
+    from .async_llm import AsyncLLM
 
 Ids = Sequence[int]
 Prompt = str | Ids
@@ -98,6 +99,8 @@ class LLM:
     @property
     def aio(self) -> AsyncLLM:
         """The asyncio twin, over the same engine."""
+        from .async_llm import AsyncLLM
+
         return AsyncLLM(self)
 
     def stats(self) -> Stats:
@@ -208,7 +211,7 @@ class Stream(Iterator[Delta]):
 
     def __next__(self) -> Delta:
         while not self._ready and not self._over:
-            self._over = _merge(self._queue.get(), self._ready)
+            self._over = merge_events(self._queue.get(), self._ready)
         if not self._ready:
             raise StopIteration
         return self._ready.popleft()
@@ -230,102 +233,6 @@ class Stream(Iterator[Delta]):
             self._handle.cancel()
 
 
-class AsyncLLM:
-    """LLM for asyncio: the same methods, awaited; `stream` gives an async iterator. The event loop never computes.
-
-    `await AsyncLLM.load(model, **options)` loads beside the loop; `AsyncLLM(model, **options)` loads at once, and an LLM
-    given as `model` is shared."""
-
-    def __init__(self, model: str | os.PathLike[str] | Model | LLM, **options: Any) -> None:
-        self.llm = model if isinstance(model, LLM) else LLM(model, **options)
-        self.engine, self.tokenizer, self.model = self.llm.engine, self.llm.tokenizer, self.llm.model
-        self._sink: _LoopSink | None = None
-
-    @classmethod
-    async def load(cls, model: str | os.PathLike[str] | Model, **options: Any) -> AsyncLLM:
-        """Load in a thread."""
-        return cls(await asyncio.to_thread(LLM, model, **options))
-
-    async def generate(self, prompts, params: Params = None, *, truncate: bool = False, **fields: Any):
-        """As LLM.generate. Cancelling the task cancels the requests."""
-        requests, single = self.llm._raw(prompts, params, truncate, fields)
-        answers = await self._complete(requests)
-        return answers[0] if single else answers
-
-    async def chat(self, messages, params: Params = None, *, truncate: bool = False, **fields: Any):
-        """As LLM.chat."""
-        requests, single = self.llm._conversations(messages, params, truncate, fields)
-        answers = await self._complete(requests)
-        return answers[0] if single else answers
-
-    async def stream(self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None, *, truncate: bool = False,
-                     **fields: Any) -> AsyncIterator[Delta]:
-        """As LLM.stream. Cancelled by `aclose()`, by cancelling the task, or by leaving the loop and dropping it."""
-        ids, made = self.llm._one(prompt, params, truncate, fields)
-        ready: deque[Delta] = deque()
-        over = False
-        with self._listening() as submit:
-            queue = submit(ids, made)
-            while not over:
-                over = _merge(await queue.get(), ready)
-                while ready:
-                    yield ready.popleft()
-
-    async def tokenize(self, text: str, *, add_special: bool | None = None, allow_special: bool = False) -> list[int]:
-        """As LLM.tokenize."""
-        return await asyncio.to_thread(self.llm.tokenize, text, add_special=add_special, allow_special=allow_special)
-
-    async def detokenize(self, ids: Ids, *, skip_special: bool = False) -> str:
-        """As LLM.detokenize."""
-        return self.llm.detokenize(ids, skip_special=skip_special)
-
-    @property
-    def context(self) -> int:
-        """Most tokens of prompt and answer together."""
-        return self.llm.context
-
-    def stats(self) -> Stats:
-        """What the engine is doing."""
-        return self.llm.stats()
-
-    async def close(self) -> None:
-        """As LLM.close, beside the loop."""
-        await asyncio.to_thread(self.llm.close)
-
-    async def __aenter__(self) -> AsyncLLM:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    def _listening(self) -> _Listening:
-        loop = asyncio.get_running_loop()
-        if self._sink is None or self._sink.loop is not loop:
-            self._sink = _LoopSink(loop)
-        return _Listening(self.engine, self._sink)
-
-    async def _complete(self, requests: list[tuple[list[int], SamplingParams]]) -> list[Completion]:
-        with self._listening() as submit:
-            room = asyncio.Semaphore(self.engine.max_running + self.engine.max_waiting)
-
-            async def answer(ids: list[int], params: SamplingParams) -> Completion:
-                async with room:
-                    queue = submit(ids, params)
-                    while True:
-                        for _, _, event in await queue.get():
-                            if isinstance(event, Failed):
-                                raise event.error
-                            if isinstance(event, Done):
-                                return event.completion
-
-            tasks = [asyncio.ensure_future(answer(ids, params)) for ids, params in requests]
-            try:
-                return list(await asyncio.gather(*tasks))
-            finally:
-                for task in tasks:
-                    task.cancel()
-
-
 class _QueueSink:
     """Events into a queue that a thread reads. ends_only: just Done and Failed, so that the thread sleeps until then."""
 
@@ -341,54 +248,7 @@ class _QueueSink:
             self._queue.put(events)
 
 
-class _LoopSink:
-    """Events of all of a loop's requests: one hand-over per step, then each to the queue of its request."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.queues: dict[str, asyncio.Queue[Events]] = {}
-
-    def put(self, events: Events) -> None:
-        self.loop.call_soon_threadsafe(self._deliver, events)
-
-    def _deliver(self, events: Events) -> None:
-        parted: dict[str, Events] = {}
-        for event in events:
-            parted.setdefault(event[0], []).append(event)
-        for request_id, own in parted.items():
-            if request_id in self.queues:
-                self.queues[request_id].put_nowait(own)
-
-
-class _Listening:
-    """While open, `submit` puts requests in line and gives their queues; at the end those unfinished are cancelled."""
-
-    _ids = count(1)
-
-    def __init__(self, engine: Engine, sink: _LoopSink) -> None:
-        self._engine, self._sink = engine, sink
-        self._handles: list[Handle] = []
-
-    def __enter__(self):
-        return self._submit
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            del self._sink.queues[handle.request_id]
-            handle.cancel()
-
-    def _submit(self, ids: list[int], params: SamplingParams) -> asyncio.Queue[Events]:
-        request_id = f"a{next(self._ids)}"
-        queue = self._sink.queues[request_id] = asyncio.Queue()
-        try:
-            self._handles.append(self._engine.submit(ids, params, sink=self._sink, request_id=request_id))
-        except BaseException:
-            del self._sink.queues[request_id]
-            raise
-        return queue
-
-
-def _merge(events: Events, ready: deque[Delta]) -> bool:
+def merge_events(events: Events, ready: deque[Delta]) -> bool:
     """Deltas of one request's events onto `ready`, the completion onto the last of them. True at the end."""
     for _, _, event in events:
         if isinstance(event, Failed):

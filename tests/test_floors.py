@@ -23,7 +23,7 @@ FLOORS = [
     {"trace", "cache"},
     {"engine"},
     {"loading"},
-    {"llm"},
+    {"llm", "async_llm"},
     {"bench"},
     {"server", "client"},
     {"cli", "__main__"},
@@ -35,7 +35,7 @@ OUTSIDE = {
     "store": {"huggingface_hub"}, "machine": {"numpy"}, "quant": {"numpy"}, "weights": {"numpy"},
     "tokenizer": {"numpy", "jinja2"},
     "trace": {"numpy"}, "backends": {"numpy", "torch"}, "cache": {"numpy"}, "engine": {"numpy"},
-    "loading": {"rich"}, "llm": {"numpy"}, "bench": {"numpy", "matplotlib"},
+    "loading": {"rich"}, "llm": {"numpy"}, "async_llm": set(), "bench": {"numpy", "matplotlib"},
     "server": {"numpy", "grpc", "google", "grpc_health", "grpc_reflection", "grpc_status"},
     "client": {"grpc", "google", "grpc_health", "grpc_reflection", "grpc_status"},
     "cli": {"click", "rich", "numpy", "grpc", "grpc_health"}, "__main__": set(), "_core": {"numpy"},
@@ -148,7 +148,7 @@ def test_import_pyruntime_imports_nothing_heavy() -> None:
 def test_import_llm_imports_no_torch_and_no_grpc() -> None:
     script = "import json, sys; from pyruntime import LLM, SamplingParams; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, text=True))
-    assert not {name.split(".")[0] for name in loaded} & {"torch", "grpc", "rich", "jinja2", "click", "transformers"}
+    assert not {name.split(".")[0] for name in loaded} & {"torch", "grpc", "rich", "jinja2", "click", "transformers", "asyncio", "ssl"}
 
 
 def test_every_public_name_is_there() -> None:

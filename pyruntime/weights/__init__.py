@@ -21,7 +21,7 @@ Bytes = NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # (bytes of the file done, bytes in all)
 
 #: Bytes of the file packed between two reports of progress.
-REPORT_BYTES = 32 << 20
+REPORT_BYTES = 128 << 20
 
 FORMATS: tuple[str, ...] = tuple(quant.FORMATS)  # index = enum rt_format
 
