@@ -193,6 +193,22 @@ def test_a_plan_the_file_does_not_fit(tmp_path: Path) -> None:
         load_weights([Weight("Q8_0.m", 96, 100)], model)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 64])
+def test_shares_of_many_pages_make_the_same_tiles(tmp_path: Path, threads: int) -> None:
+    """Tensors of several 2 MB pages and several to a page, read in shares by threads that each take a page's: as in one piece."""
+    rng, shapes = np.random.default_rng(2), {f"m{i}": shape for i, shape in enumerate(
+        [(2050, 2048), (16, 64), (33, 4096), *[(100, 256)] * 40, (5000, 1024), (1, 32), (40, 32768)])}
+    blocks = {name: rng.integers(0, 256, quant.nbytes(quant.FORMATS["Q8_0"], shape), np.uint8) for name, shape in shapes.items()}
+    write_gguf(tmp_path / "m.gguf", {"general.architecture": "none"},
+               [Tensor(name, "Q8_0", shape, blocks[name]) for name, shape in shapes.items()])
+    with GGUFModel(tmp_path / "m.gguf") as model:
+        ours = load_weights([Weight(name, *shape) for name, shape in shapes.items()], model, threads=threads)
+    for weight in ours:
+        whole = np.empty(_weights.packed_bytes(weight.format, weight.rows, weight.k), np.uint8)
+        _weights.pack(weight.format, weight.rows, weight.k, blocks[weight.name], whole, 1)
+        assert np.array_equal(weight.packed, whole), weight.name
+
+
 def test_a_forked_child_packs_too(tmp_path: Path) -> None:
     plan_weights = tiny_model(tmp_path / "m.gguf", rows=2000)
     model = GGUFModel(tmp_path / "m.gguf")

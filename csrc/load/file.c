@@ -2,6 +2,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -193,38 +196,58 @@ static uint64_t list_shares(const rt_file_packing *jobs, uint64_t n, share *shar
   return most;
 }
 
-/* A run is one thread's: two that touched a new page at once would each have the system clear one, and one be thrown away. */
-static void pack_runs(const rt_file *file, const share *shares, const uint64_t *starts, uint64_t runs, uint64_t most, int threads,
-                      int *cut, int *starved) {
-#pragma omp parallel num_threads(rt_pack_threads(threads, runs))
-  {
-    uint8_t *scratch = malloc(most);
-#pragma omp for schedule(dynamic, 1) nowait
-    for (uint64_t run = 0; run < runs; run++)
-      for (uint64_t i = starts[run]; i < starts[run + 1]; i++) {
-        if (scratch && pack_share(file, &shares[i], scratch)) continue;
-#pragma omp atomic write
-        *(scratch ? cut : starved) = 1;
-      }
-    free(scratch);
-  }
-  rt_pack_threads_done();
+/* What the threads of one call share. A run is one thread's: two that touched a new page at once would each have the system
+ * clear one, and one be thrown away. */
+typedef struct packing {
+  const rt_file *file;
+  const share *shares;
+  const uint64_t *starts;
+  uint64_t runs, most;
+  atomic_uint_fast64_t next; /* run that nobody has claimed */
+  atomic_bool cut, starved;
+} packing;
+
+static void *pack_runs(void *of) {
+  packing *p = of;
+  uint8_t *scratch = malloc(p->most);
+  if (!scratch) atomic_store(&p->starved, true); /* others go on, the call fails */
+  for (uint64_t run; scratch && (run = atomic_fetch_add(&p->next, 1)) < p->runs;)
+    for (uint64_t i = p->starts[run]; i < p->starts[run + 1]; i++)
+      if (!pack_share(p->file, &p->shares[i], scratch)) atomic_store(&p->cut, true);
+  free(scratch);
+  return NULL;
+}
+
+/* Plain threads: who has nothing left to pack sleeps, where OpenMP's would spin while others, such as the one that makes the
+ * tokenizer, could run. One that cannot be made is one fewer. */
+static void pack_with(packing *p, int threads) {
+  enum { MOST = 1024 };
+  pthread_t others[MOST];
+  sigset_t all, before;
+  int made = 0;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are the caller's */
+  while (made + 1 < threads && made < MOST && pthread_create(&others[made], NULL, pack_runs, p) == 0) made++;
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  pack_runs(p);
+  while (made) pthread_join(others[--made], NULL);
 }
 
 rt_code rt_file_pack(const rt_file *file, const rt_file_packing *jobs, uint64_t n, int threads, rt_status *st) {
-  uint64_t count = 0, runs = 0;
-  int cut = 0, starved = 0;
+  uint64_t count = 0;
+  packing p = {.file = file};
   st->code = RT_OK;
   if (count_shares(file, jobs, n, &count, st) || count == 0) return st->code;
   share *shares = calloc(count, sizeof *shares);
   uint64_t *starts = calloc(count + 1, sizeof *starts);
   if (shares && starts) {
-    uint64_t most = list_shares(jobs, n, shares, starts, &runs);
-    pack_runs(file, shares, starts, runs, most, threads, &cut, &starved);
+    p.shares = shares, p.starts = starts;
+    p.most = list_shares(jobs, n, shares, starts, &p.runs);
+    pack_with(&p, rt_pack_threads(threads, p.runs));
   }
   free(shares);
   free(starts);
-  if (starved || runs == 0) return rt_fail(st, RT_NO_MEMORY, "%s: no memory left to pack its tensors", rt_show_path(file).text);
+  if (p.starved || p.runs == 0) return rt_fail(st, RT_NO_MEMORY, "%s: no memory left to pack its tensors", rt_show_path(file).text);
   if (rt_file_unchanged(file, st)) return st->code;
-  return cut ? unreadable(file, st) : RT_OK;
+  return p.cut ? unreadable(file, st) : RT_OK;
 }

@@ -86,14 +86,28 @@ rt_code rt_gguf_read(const rt_gguf *file, uint64_t *at, uint32_t type, rt_gguf_v
 
 enum { LENGTH_BYTES = 8 }; /* before a string */
 
-rt_code rt_gguf_text_offsets(const rt_gguf *file, uint64_t *at, uint64_t count, uint64_t *restrict offset, rt_status *st) {
-  rt_text text = {0};
-  offset[0] = 0;
+/* Vocabularies are long: one tight loop. offset may be NULL; all of the bytes lie in the file, so their sum fits. */
+static rt_code walk_texts(const rt_gguf *file, uint64_t *at, uint64_t count, uint64_t *restrict offset, rt_status *st) {
+  const uint64_t size = file->file.size;
+  uint64_t place = *at, length = 0, sum = 0;
   for (uint64_t i = 0; i < count; i++) {
-    if (read_text(file, at, "a string", UINT64_MAX, &text, st)) return st->code;
-    offset[i + 1] = offset[i] + text.length; /* all of it lies in the file, so the sum fits */
+    bool there = size - place >= LENGTH_BYTES;
+    if (there) memcpy(&length, file->file.map + place, LENGTH_BYTES);
+    if (!there || length > size - place - LENGTH_BYTES) {
+      rt_text text;
+      return read_text(file, &place, "a string", UINT64_MAX, &text, st) ? st->code : bad(file, st, "it changed while it was read");
+    }
+    place += LENGTH_BYTES + length;
+    sum += length;
+    if (offset) offset[i + 1] = sum;
   }
+  *at = place;
   return RT_OK;
+}
+
+rt_code rt_gguf_text_offsets(const rt_gguf *file, uint64_t *at, uint64_t count, uint64_t *restrict offset, rt_status *st) {
+  offset[0] = 0;
+  return walk_texts(file, at, count, offset, st);
 }
 
 /* Lengths are not read again: those of a file that changes meanwhile would not be the proven ones. */
@@ -112,6 +126,7 @@ static rt_code walk_value(const rt_gguf *file, uint64_t *at, uint32_t type, int 
   if (depth == RT_GGUF_DEPTH) return bad(file, st, "byte %llu: arrays nested deeper than %d", (ull)start, RT_GGUF_DEPTH);
   *at += value.bytes;
   if (item_bytes[value.item_type]) return RT_OK;
+  if (value.item_type == RT_GGUF_STRING) return walk_texts(file, at, value.count, NULL, st);
   for (uint64_t i = 0; i < value.count; i++)
     if (walk_value(file, at, value.item_type, depth + 1, st)) return st->code;
   return RT_OK;
