@@ -404,12 +404,14 @@ class Contender:
 
     def __init__(self, name: str, kind: str, python: str, model: str, asked: argparse.Namespace,
                  options: dict[str, Any] | None = None, folder: str | None = None) -> None:
-        self.name, self.rss = name, 0
+        """options of open_model; `only` among them: the kinds of work it takes part in."""
+        options = dict(options or {})
+        self.name, self.rss, self.only = name, 0, options.pop("only", None)
         self.runs: dict[tuple[str, str], list[float]] = {}
         self.errors: dict[str, str] = {}
         command = [python, str(Path(__file__).resolve()), model, "--serve", kind, "--threads", str(asked.threads), "--batch",
                    str(asked.batch), "--prompt", str(asked.prompt), "--output", str(asked.output), "--depth",
-                   *map(str, asked.depth), "--options", json.dumps(options or {})]
+                   *map(str, asked.depth), "--options", json.dumps(options)]
         if folder:
             command += ["--folder", folder]
         quiet = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -430,6 +432,8 @@ class Contender:
     def take(self, name: str, task: dict[str, Any], counted: bool) -> None:
         """One round of one task, every variant. A task that failed once is left out."""
         assert self.process.stdin is not None
+        if self.only and task["task"] not in self.only:
+            return
         for variant in self.variants:
             if name in self.errors:
                 return

@@ -3,18 +3,17 @@
     python bench/targets.py --peer-python /path/to/venv/bin/python [--quick] [--json FILE] [--markdown FILE]
 
 Models of real shapes with random weights are made once (bench/make_model.py, a few gigabytes in --folder; with --quick fewer);
-SmolLM2 is the real one and is pulled. Each model is loaded by this runtime, with its default precision and, where it has them,
-with `throughput` and with a q8_0 cache, and by llama.cpp; rounds take every figure in turns, with the read limit in between
-(bench/peers.py). Beside these: the linear kernels alone (bench/kernels.py), loading, memory, attention over 32k tokens, and
-32 streams over gRPC (bench/serving.py).
+SmolLM2 is the real one and is pulled. Each model is loaded by this runtime, with its default precision, where they are not the
+same with `throughput` and `int8`, and with a q8_0 cache, and by llama.cpp; rounds take every figure in turns, with the read
+limit in between (bench/peers.py). Beside these: the linear kernels alone (bench/kernels.py), loading, memory, attention over
+32k tokens, and 32 streams over gRPC (bench/serving.py).
 
 A row is met when the measured ratio reaches the target. Targets that are tokens a second stand for two cores with AMX and are
-judged only where the engine takes that set; elsewhere they are shown.
+judged only where the engine takes that set; elsewhere they are shown, as is `int8` everywhere.
 """
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import statistics
 import sys
@@ -30,13 +29,14 @@ import serving
 
 SMOL = "smollm2:135m"
 ONE, EIGHT = "llama-1b", "llama-8b"
-EXTRA = {"throughput": {"precision": "throughput"}, "q8_0 cache": {"kv_format": "q8_0"}}
+EXTRA: dict[str, dict[str, Any]] = {"throughput": {"precision": "throughput"}, "int8": {"precision": "int8", "only": ["prefill"]},
+                                    "q8_0 cache": {"kv_format": "q8_0", "only": ["depth"]}}
 
 
 @dataclass
 class Row:
     """One figure beside its target. kind "ratio": of limit or peer; "speed": tokens a second on two cores with AMX; "most": a
-    ratio that should stay below."""
+    ratio that should stay below; "shown": a ratio that nothing hangs on."""
 
     regime: str
     what: str
@@ -51,17 +51,21 @@ class Row:
     def met(self) -> bool | None:
         """None: not measured here, or not judged."""
         value = self.ours if self.kind == "speed" else self.ratio
-        if value is None or (self.kind == "speed" and not self.amx):
+        if value is None or self.kind == "shown" or (self.kind == "speed" and not self.amx):
             return None
         return value <= self.target if self.kind == "most" else value >= self.target
 
 
 def available() -> dict[str, dict[str, Any]]:
-    """Name -> options of open_model, as far as it has them."""
-    from pyruntime.loading import open_model
+    """Name -> options of open_model, and which work they are measured at; without precisions that are here the default, to
+    weights in blocks."""
+    from pyruntime import machine
 
-    known = inspect.signature(open_model).parameters
-    return {"pyruntime": {}} | {name: options for name, options in EXTRA.items() if set(options) <= set(known)}
+    def meant(precision: str) -> list[str]:
+        return [path.replace("a16_bf16", "a16") for path in machine.paths(precision, machine.isa())]
+
+    return {"pyruntime": {}} | {name: options for name, options in EXTRA.items()
+                                if meant(options.get("precision", "balanced")) != meant("balanced") or "precision" not in options}
 
 
 def contests(asked: argparse.Namespace) -> Iterator[tuple[str, Path, dict[str, dict[str, Any]], list[str]]]:
@@ -71,12 +75,12 @@ def contests(asked: argparse.Namespace) -> Iterator[tuple[str, Path, dict[str, d
     batch = {f"{n} together": {"task": "batch", "size": n, "count": peers.BATCH_COUNT} for n in (4, 16, 32)}
     prompt_name = f"prompt {asked.prompt}"
     smol = {"decode": decode, prompt_name: prompt, **deep, "32 together": batch["32 together"]}
-    yield "SmolLM2", _smol(), smol, ["pyruntime", "throughput", "q8_0 cache"]
+    yield "SmolLM2", _smol(), smol, ["pyruntime", "throughput", "int8", "q8_0 cache"]
     one = {"decode": decode, prompt_name: prompt, **deep, **batch}
     for format in ("Q4_K_M",) if asked.quick else ("Q4_K_M", "Q8_0", "Q4_0", "BF16"):
         tasks = {"decode": decode, prompt_name: prompt} | (batch if format == "Q4_0" else {})
         tasks = one if format in ("Q4_K_M", "Q8_0") else tasks
-        yield f"1.2B {format}", make_model.made(ONE, format, asked.folder), tasks, ["pyruntime", "throughput"]
+        yield f"1.2B {format}", make_model.made(ONE, format, asked.folder), tasks, ["pyruntime", "throughput", "int8"]
     if not asked.quick and not asked.small:
         yield "8B Q4_K_M", make_model.made(EIGHT, "Q4_K_M", asked.folder), {"decode": decode}, ["pyruntime"]
 
@@ -107,11 +111,11 @@ def rows(results: dict[str, dict[str, Any]], others: dict[str, Any], asked: argp
     prompt, most = f"prompt {asked.prompt}", max(asked.depth)
     deep = f"decode at {most}"
 
-    def against(regime: str, label: str, task: str, target: float, name: str = "pyruntime") -> Iterator[Row]:
+    def against(regime: str, label: str, task: str, target: float, name: str = "pyruntime", kind: str = "ratio") -> Iterator[Row]:
         if (result := results.get(label)) and (ours := figure(result, task, name)):
             theirs = figure(result, task, "llama.cpp")
             yield Row(regime, f"{label}, {task}{'' if name == 'pyruntime' else ', ' + name}, ÷ llama.cpp", ours, theirs,
-                      ours / theirs if theirs else None, target)
+                      ours / theirs if theirs else None, target, kind)
 
     def speed(regime: str, label: str, task: str, target: float, name: str = "pyruntime") -> Iterator[Row]:
         if (result := results.get(label)) and (ours := figure(result, task, name)):
@@ -146,6 +150,7 @@ def rows(results: dict[str, dict[str, Any]], others: dict[str, Any], asked: argp
         yield from speed("batched decode", label, "32 together", fast, "throughput")
     for label, target in (("SmolLM2", 8600), *((f"1.2B {f}", 1700) for f in ("Q8_0", "Q4_0", "Q4_K_M", "BF16"))):
         yield from against("prompt", label, prompt, 5.0)
+        yield from against("prompt", label, prompt, 5.0, "int8", "shown")
         yield from speed("prompt", label, prompt, target)
     for label in ("1.2B Q4_K_M", "1.2B Q8_0"):
         yield from against("long context", label, deep, 3.0)
@@ -216,8 +221,9 @@ def markdown(listed: list[Row], results: dict[str, dict[str, Any]]) -> str:
     """The table, then what llama.cpp is, then each contest."""
     lines = ["| regime | figure | measured | limit or peer | ratio | target | |", "|---|---|---:|---:|---:|---:|---|"]
     for row in listed:
-        sign = {"most": "≤", "ratio": "≥", "speed": "≥"}[row.kind]
-        told = {True: "met", False: "**missed**", None: "not judged here" if row.kind == "speed" else "not measured"}[row.met]
+        sign = "≤" if row.kind == "most" else "≥"
+        unjudged = "not judged here" if row.kind in ("speed", "shown") else "not measured"
+        told = {True: "met", False: "**missed**", None: unjudged}[row.met]
         lines.append(f"| {row.regime} | {row.what} | {_number(row.ours)} | {_number(row.beside)} | "
                      f"{'' if row.ratio is None else f'{row.ratio:.2f}'} | {sign} {row.target:g} | {told} |")
     judged = [row.met for row in listed if row.met is not None]
