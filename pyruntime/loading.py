@@ -108,7 +108,7 @@ def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads
     from .machine import precision as asked
 
     file = resolve(path)
-    with open_file(file) as opened:
+    with open_file(file) as opened, _Beside(opened.tokenizer) as beside:    # made while the rest is read and packed
         config = _with_cache(opened.config(), kv_format)
         plan = opened.module.plan(config)
         if backend != "native" or asked(precision) == "precise":
@@ -116,27 +116,22 @@ def open_model(path: str | os.PathLike[str], *, backend: str = "native", threads
         source = opened.source(plan, config, quantize)
         defaults = _defaults(opened.sampling(), file)
         context = min(context or plan.context, plan.context)
-        with _shown(progress, file.name) as report, _Beside(lambda: _tokenizer(opened, plan)) as beside:
+        with _shown(progress, file.name) as report:
             def told(done: int, total: int) -> None:
                 beside.look()
                 if report:
                     report(done, total)
 
             weights = load_weights(plan.weights, source, low_memory=low_memory, threads=threads or 0, progress=told)
-            tokenizer = beside.result()
+        tokenizer = beside.result()
+        if tokenizer.vocab_size > plan.vocab:
+            raise ModelInvalid(f"{opened.path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {plan.vocab} rows")
         memory = _plan_memory(plan, weights, context, kv_tokens, max_running, chunk)
         made = _backend(backend, plan, weights, dict(
             pages=memory.pages, max_tokens=chunk + max_running, max_rows=max(64, max_running), histories=max_running),
             dict(threads=threads, isa=isa, pool=pool, precision=precision))
         return Model(model_name(path, file), file, config, plan, weights, made, tokenizer, defaults, context,
                      max_running, chunk, chunk_beside, memory, opened.metadata, source.notes)
-
-
-def _tokenizer(opened: GGUFModel | FolderModel, plan: Plan) -> Tokenizer:
-    tokenizer = opened.tokenizer()
-    if tokenizer.vocab_size > plan.vocab:
-        raise ModelInvalid(f"{opened.path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {plan.vocab} rows")
-    return tokenizer
 
 
 class _Beside(Generic[T]):

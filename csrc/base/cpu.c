@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "base/cpu.h"
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -57,15 +58,25 @@ static bool tiles_granted(void) {
 #endif
 }
 
+static bool ask(const struct feature *f) {
+  unsigned r[4] = {0};
+  return __get_cpuid_count(f->leaf, f->part, &r[EAX], &r[EBX], &r[ECX], &r[EDX]) && (r[f->reg] >> f->bit & 1) &&
+         (register_state() & f->state) == f->state;
+}
+
+/* Asked once: on a virtual machine each question goes to the host. Threads that ask at the same time write the same. */
+static bool knows(size_t i) {
+  enum { UNASKED, NO, YES };
+  static atomic_char known[sizeof features / sizeof *features];
+  char answer = atomic_load_explicit(&known[i], memory_order_relaxed);
+  if (answer == UNASKED) atomic_store_explicit(&known[i], answer = ask(&features[i]) ? YES : NO, memory_order_relaxed);
+  return answer == YES;
+}
+
 static bool has(const char *name, size_t length) {
   if (length == strlen(RT_GRANT) && memcmp(name, RT_GRANT, length) == 0) return !has("amx_tile", 8) || tiles_granted();
-  for (size_t i = 0; i < sizeof features / sizeof *features; i++) {
-    const struct feature *f = &features[i];
-    if (strlen(f->name) != length || memcmp(f->name, name, length) != 0) continue;
-    unsigned r[4] = {0};
-    return __get_cpuid_count(f->leaf, f->part, &r[EAX], &r[EBX], &r[ECX], &r[EDX]) && (r[f->reg] >> f->bit & 1) &&
-           (register_state() & f->state) == f->state;
-  }
+  for (size_t i = 0; i < sizeof features / sizeof *features; i++)
+    if (strlen(features[i].name) == length && memcmp(features[i].name, name, length) == 0) return knows(i);
   return false;
 }
 #elif defined(__aarch64__)
