@@ -62,13 +62,13 @@ V_INLINE float rt_byte_total(const rt_byte_rows *x, int t, int k, int sub) {
 
 /* Fetch `lines` cache lines behind p, in small portions, where the lines at p are read: a core waits when it has asked for more
  * than some twenty. Its first cache takes no more at a time, each for all of memory's latency, so that most lines have to be
- * brought by the processor's own foresight. Where products are quick (V_FAR), and that does not see through the order of
- * reading (a tile's scales and four spans) or lines are read slowly (several tokens): further ahead, into the second cache. */
+ * brought by the processor's own foresight. Where products are quick (V_FAR): further ahead, into the second cache; but not for one
+ * token's whole bytes (Q8_0), which are multiplied as they come. */
 enum { RT_AHEAD = 3072, RT_FAR_AHEAD = 8192 };
 #ifdef V_FAR
-#define RT_FAR(tile_k, m) ((m) > 1 || (tile_k) > RT_SPAN_K)
+#define RT_FAR(tile_k, bits, m) ((m) > 1 || (tile_k) > RT_SPAN_K || (bits) != 8)
 #else
-#define RT_FAR(tile_k, m) 0
+#define RT_FAR(tile_k, bits, m) 0
 #endif
 V_INLINE void rt_prefetch(const uint8_t *p, int lines, int far) {
   for (int i = 0; i < lines; i++) {
@@ -80,36 +80,36 @@ V_INLINE void rt_prefetch(const uint8_t *p, int lines, int far) {
 
 /* ---- one group for m <= V_DOT_TOKENS tokens. y: [m][16], rows ldy apart ---- */
 /* Floats. One token meets k in order; more keep one chain of each in registers. */
-#define RT_GROUP_FLOAT(name, tile_k, tile_bytes, sub, bits, offset)                                                   \
-  V_INLINE void rt_one_##name(const uint8_t *restrict tile, const float *restrict x, v16f (*chain)[RT_AT_ONCE]) {     \
-    for (int i = 0; i < tile_k; i++) {                                                                                \
-      if (i % 4 == 0) rt_prefetch(tile + i * (tile_bytes / tile_k), RT_LINES(tile_bytes, 16), RT_FAR(tile_k, 1));     \
-      chain[i % 4][0] = v_fma(rt_row_##name(tile, i), v_set1(x[i]), chain[i % 4][0]);                                 \
-    }                                                                                                                 \
-  }                                                                                                                   \
-  V_INLINE void rt_some_##name(const uint8_t *restrict tile, const rt_rows *x, int at, int m,                         \
-                               v16f (*chain)[RT_AT_ONCE]) {                                                           \
-    for (int c = 0; c < 4; c++) {                                                                                     \
-      rt_prefetch(tile + c * (tile_bytes / 4), RT_LINES(tile_bytes, 4), RT_FAR(tile_k, m));                           \
-      v16f acc[RT_AT_ONCE];                                                                                           \
-      for (int t = 0; t < m; t++) acc[t] = chain[c][t];                                                               \
-      for (int i = c; i < tile_k; i += 4) {                                                                           \
-        v16f w = rt_row_##name(tile, i);                                                                              \
-        for (int t = 0; t < m; t++) acc[t] = v_fma(w, v_set1(x->x[t][at + i]), acc[t]);                               \
-      }                                                                                                               \
-      for (int t = 0; t < m; t++) chain[c][t] = acc[t];                                                               \
-    }                                                                                                                 \
-  }                                                                                                                   \
-  V_INLINE void rt_group_##name(const uint8_t *restrict tile, int k, const rt_rows *x, int m, float *y, size_t ldy) { \
-    v16f acc[4][RT_AT_ONCE];                                                                                          \
-    for (int c = 0; c < 4; c++)                                                                                       \
-      for (int t = 0; t < m; t++) acc[c][t] = v_zero();                                                               \
-    for (int at = 0; at < k; at += tile_k, tile += tile_bytes) {                                                      \
-      if (m == 1) rt_one_##name(tile, x->x[0] + at, acc);                                                             \
-      else rt_some_##name(tile, x, at, m, acc);                                                                       \
-    }                                                                                                                 \
-    for (int t = 0; t < m; t++)                                                                                       \
-      v_store(y + t * ldy, v_add(v_add(acc[0][t], acc[1][t]), v_add(acc[2][t], acc[3][t])));                          \
+#define RT_GROUP_FLOAT(name, tile_k, tile_bytes, sub, bits, offset)                                                     \
+  V_INLINE void rt_one_##name(const uint8_t *restrict tile, const float *restrict x, v16f (*chain)[RT_AT_ONCE]) {       \
+    for (int i = 0; i < tile_k; i++) {                                                                                  \
+      if (i % 4 == 0) rt_prefetch(tile + i * (tile_bytes / tile_k), RT_LINES(tile_bytes, 16), RT_FAR(tile_k, bits, 1)); \
+      chain[i % 4][0] = v_fma(rt_row_##name(tile, i), v_set1(x[i]), chain[i % 4][0]);                                   \
+    }                                                                                                                   \
+  }                                                                                                                     \
+  V_INLINE void rt_some_##name(const uint8_t *restrict tile, const rt_rows *x, int at, int m,                           \
+                               v16f (*chain)[RT_AT_ONCE]) {                                                             \
+    for (int c = 0; c < 4; c++) {                                                                                       \
+      rt_prefetch(tile + c * (tile_bytes / 4), RT_LINES(tile_bytes, 4), RT_FAR(tile_k, bits, m));                       \
+      v16f acc[RT_AT_ONCE];                                                                                             \
+      for (int t = 0; t < m; t++) acc[t] = chain[c][t];                                                                 \
+      for (int i = c; i < tile_k; i += 4) {                                                                             \
+        v16f w = rt_row_##name(tile, i);                                                                                \
+        for (int t = 0; t < m; t++) acc[t] = v_fma(w, v_set1(x->x[t][at + i]), acc[t]);                                 \
+      }                                                                                                                 \
+      for (int t = 0; t < m; t++) chain[c][t] = acc[t];                                                                 \
+    }                                                                                                                   \
+  }                                                                                                                     \
+  V_INLINE void rt_group_##name(const uint8_t *restrict tile, int k, const rt_rows *x, int m, float *y, size_t ldy) {   \
+    v16f acc[4][RT_AT_ONCE];                                                                                            \
+    for (int c = 0; c < 4; c++)                                                                                         \
+      for (int t = 0; t < m; t++) acc[c][t] = v_zero();                                                                 \
+    for (int at = 0; at < k; at += tile_k, tile += tile_bytes) {                                                        \
+      if (m == 1) rt_one_##name(tile, x->x[0] + at, acc);                                                               \
+      else rt_some_##name(tile, x, at, m, acc);                                                                         \
+    }                                                                                                                   \
+    for (int t = 0; t < m; t++)                                                                                         \
+      v_store(y + t * ldy, v_add(v_add(acc[0][t], acc[1][t]), v_add(acc[2][t], acc[3][t])));                            \
   }
 
 /* Blocks: the sums of sub-block c of a span, which enter acc with its scale. */
@@ -124,7 +124,7 @@ V_INLINE void rt_prefetch(const uint8_t *p, int lines, int far) {
       v_sums_step(&sums, rt_step_##name(tile, span, c * STEPS + j), bits, j, x->q, x->high, x->low, at + j * 4, m);   \
       ahead = v_after(ahead, &sums, bits);                                                                            \
       for (int l = j * LINES / STEPS; l < (j + 1) * LINES / STEPS; l++)                                               \
-        rt_prefetch(ahead + l * 64, 1, RT_FAR(tile_k, m));                                                            \
+        rt_prefetch(ahead + l * 64, 1, RT_FAR(tile_k, bits, m));                                                      \
     }                                                                                                                 \
     v_sums_end(&sums, bits, STEPS, m, s);                                                                             \
   }                                                                                                                   \
@@ -183,36 +183,36 @@ V_INLINE void rt_fold_widened(const rt_widened *restrict w, const rt_rows *x, co
   }
 }
 
-#define RT_WIDE_BLOCK(name, tile_k, tile_bytes, sub, offset, with_least, FOLD)                                        \
-  V_INLINE void rt_widen_##name(const uint8_t *restrict tile, int span, int at, rt_widened *restrict w) {             \
-    enum { SUBS = 64 / sub, LINES = RT_LINES(tile_bytes, tile_k / 64) };                                              \
-    rt_prefetch(tile + span * (LINES * 64), LINES, RT_FAR(tile_k, RT_WIDE_FROM));                                     \
+#define RT_WIDE_BLOCK(name, tile_k, tile_bytes, sub, offset, with_least, FOLD)                                              \
+  V_INLINE void rt_widen_##name(const uint8_t *restrict tile, int span, int at, rt_widened *restrict w) {                   \
+    enum { SUBS = 64 / sub, LINES = RT_LINES(tile_bytes, tile_k / 64) };                                                    \
+    rt_prefetch(tile + span * (LINES * 64), LINES, RT_FAR(tile_k, 0, RT_WIDE_FROM));                                        \
     _Pragma("GCC unroll 16") for (int j = 0; j < 16; j++) v_widen(rt_step_##name(tile, span, j), offset, w->u[at / 4 + j]); \
-    for (int c = 0; c < SUBS; c++) {                                                                                  \
-      v_store(w->scale[at / sub + c], rt_scale_##name(tile, span * SUBS + c));                                        \
-      if (with_least) v_store(w->least[at / sub + c], FOLD##_OF(name, tile, span * SUBS + c));                        \
-    }                                                                                                                 \
-  }                                                                                                                   \
-  V_INLINE void rt_many_##name(const uint8_t *restrict tile, int k, const uint8_t *act, size_t stride, int m,         \
-                               float *y, size_t ldy, int one_plane) {                                                 \
-    rt_widened w;                                                                                                     \
-    v16f acc[RT_WIDE_MOST];                                                                                           \
-    for (int t = 0; t < m; t++) acc[t] = v_zero();                                                                    \
-    for (int at = 0, n; at < k; at += RT_WIDE_K) {                                                                    \
-      for (n = 0; n < RT_WIDE_K && at + n < k; n += 64) {                                                             \
-        rt_widen_##name(tile, n % tile_k / 64, n, &w);                                                                \
-        tile += (n + 64) % tile_k == 0 ? tile_bytes : 0;                                                              \
-      }                                                                                                               \
-      for (int t = 0; t < m; t += V_WIDE_TOKENS) {                                                                    \
-        rt_rows x = rt_rows_of(act + t * stride, stride, k, V_WIDE_TOKENS);                                           \
-        rt_byte_rows plane = rt_byte_rows_of(act + t * stride, stride, k);                                            \
-        rt_fold_widened(&w, &x, one_plane ? &plane : NULL, at, n, sub, with_least, acc + t);                          \
-      }                                                                                                               \
-    }                                                                                                                 \
-    for (int t = 0; t < m; t++)                                                                                       \
-      v_store(y + t * ldy, v_mul(acc[t], v_set1(*rt_act_at((uint8_t *)(uintptr_t)(act + t * stride), k).scale)));     \
-  }                                                                                                                   \
-  RT_WIDE_TOKENS_OF(rt_wide_##name, rt_many_##name, 0)                                                                \
+    for (int c = 0; c < SUBS; c++) {                                                                                        \
+      v_store(w->scale[at / sub + c], rt_scale_##name(tile, span * SUBS + c));                                              \
+      if (with_least) v_store(w->least[at / sub + c], FOLD##_OF(name, tile, span * SUBS + c));                              \
+    }                                                                                                                       \
+  }                                                                                                                         \
+  V_INLINE void rt_many_##name(const uint8_t *restrict tile, int k, const uint8_t *act, size_t stride, int m,               \
+                               float *y, size_t ldy, int one_plane) {                                                       \
+    rt_widened w;                                                                                                           \
+    v16f acc[RT_WIDE_MOST];                                                                                                 \
+    for (int t = 0; t < m; t++) acc[t] = v_zero();                                                                          \
+    for (int at = 0, n; at < k; at += RT_WIDE_K) {                                                                          \
+      for (n = 0; n < RT_WIDE_K && at + n < k; n += 64) {                                                                   \
+        rt_widen_##name(tile, n % tile_k / 64, n, &w);                                                                      \
+        tile += (n + 64) % tile_k == 0 ? tile_bytes : 0;                                                                    \
+      }                                                                                                                     \
+      for (int t = 0; t < m; t += V_WIDE_TOKENS) {                                                                          \
+        rt_rows x = rt_rows_of(act + t * stride, stride, k, V_WIDE_TOKENS);                                                 \
+        rt_byte_rows plane = rt_byte_rows_of(act + t * stride, stride, k);                                                  \
+        rt_fold_widened(&w, &x, one_plane ? &plane : NULL, at, n, sub, with_least, acc + t);                                \
+      }                                                                                                                     \
+    }                                                                                                                       \
+    for (int t = 0; t < m; t++)                                                                                             \
+      v_store(y + t * ldy, v_mul(acc[t], v_set1(*rt_act_at((uint8_t *)(uintptr_t)(act + t * stride), k).scale)));           \
+  }                                                                                                                         \
+  RT_WIDE_TOKENS_OF(rt_wide_##name, rt_many_##name, 0)                                                                      \
   RT_WIDE_TOKENS_OF(rt_wide8_##name, rt_many_##name, 1)
 /* Returns how many tokens it has done: whole V_WIDE_TOKENS, none when there are few. */
 #define RT_WIDE_TOKENS_OF(wide, many, one_plane)                                                                      \

@@ -20,45 +20,45 @@ V_INLINE v16i rt_byte_minus(v16i s, const rt_byte_rows *x, int t, int k, int sub
 #define RT_BYTES_WIDE(name, bits, ...) 0
 #endif
 
-#define RT_BYTES_BLOCK(name, tile_k, tile_bytes, sub, bits, offset, with_least, FOLD)                                      \
-  V_INLINE void rt_bytes_sub_##name(const uint8_t *restrict tile, int span, int c, const rt_byte_rows *x, int at, int m,   \
-                                    v16f *acc) {                                                                           \
-    enum { STEPS = sub / 4, LINES = RT_LINES(tile_bytes, tile_k / sub) };                                                  \
-    const uint8_t *ahead = tile + (span * (64 / sub) + c) * (LINES * 64);                                                  \
-    v_dots dots;                                                                                                           \
-    v16i s[V_BYTE_TOKENS];                                                                                                 \
-    v_dots_begin(&dots, m);                                                                                                \
-    _Pragma("GCC unroll 8") for (int j = 0; j < STEPS; j++) {                                                              \
-      v_dots_step(&dots, rt_step_##name(tile, span, c * STEPS + j), bits, j, x->act + at + j * 4 + x->low, x->stride, m);  \
-      for (int l = j * LINES / STEPS; l < (j + 1) * LINES / STEPS; l++) rt_prefetch(ahead + l * 64, 1, RT_FAR(tile_k, m)); \
-    }                                                                                                                      \
-    v_dots_end(&dots, bits, m, s);                                                                                         \
-    v16f scale = rt_scale_##name(tile, span * (64 / sub) + c), least = FOLD##_OF(name, tile, span * (64 / sub) + c);       \
-    for (int t = 0; t < m; t++) {                                                                                          \
-      v16f sum = v_of_s32(rt_byte_minus(s[t], x, t, at, sub, offset - V_DOTS_LESS(bits)));                                 \
-      acc[t] = v_fma(sum, v_mul(scale, v_set1(rt_byte_scale(x, t, at))), acc[t]);                                          \
-      if (with_least) acc[t] = v_fma(least, v_set1(rt_byte_total(x, t, at, sub)), acc[t]);                                 \
-    }                                                                                                                      \
-  }                                                                                                                        \
-  V_INLINE void rt_bytes_group_##name(const uint8_t *restrict tile, int k, const rt_byte_rows *x, int m, float *y,         \
-                                      size_t ldy) {                                                                        \
-    v16f acc[V_BYTE_TOKENS];                                                                                               \
-    for (int t = 0; t < m; t++) acc[t] = v_zero();                                                                         \
-    for (int at = 0; at < k; at += tile_k, tile += tile_bytes)                                                             \
-      for (int span = 0; span < tile_k / 64; span++)                                                                       \
-        _Pragma("GCC unroll 4") for (int c = 0; c < 64 / sub; c++)                                                         \
-          rt_bytes_sub_##name(tile, span, c, x, at + span * 64 + c * sub, m, acc);                                         \
-    for (int t = 0; t < m; t++) v_store(y + t * ldy, acc[t]);                                                              \
-  }                                                                                                                        \
-  RT_BYTE_EACH(RT_BYTE_TOKENS, name)                                                                                       \
-  static void rt_linear_a8_##name(const uint8_t *packed, int k, int first, int last, const uint8_t *act, size_t stride,    \
-                                  int m, float *y, size_t ldy) {                                                           \
-    size_t group_bytes = (size_t)((k + tile_k - 1) / tile_k) * tile_bytes;                                                 \
-    for (int g = first; g < last; g++, y += 16) {                                                                          \
-      const uint8_t *tile = packed + (size_t)g * group_bytes;                                                              \
-      int done = RT_BYTES_WIDE(name, bits, tile, k, act, stride, m, y, ldy);                                               \
-      RT_BYTE_EACH(RT_BYTE_PASS, name)                                                                                     \
-    }                                                                                                                      \
+#define RT_BYTES_BLOCK(name, tile_k, tile_bytes, sub, bits, offset, with_least, FOLD)                                            \
+  V_INLINE void rt_bytes_sub_##name(const uint8_t *restrict tile, int span, int c, const rt_byte_rows *x, int at, int m,         \
+                                    v16f *acc) {                                                                                 \
+    enum { STEPS = sub / 4, LINES = RT_LINES(tile_bytes, tile_k / sub) };                                                        \
+    const uint8_t *ahead = tile + (span * (64 / sub) + c) * (LINES * 64);                                                        \
+    v_dots dots;                                                                                                                 \
+    v16i s[V_BYTE_TOKENS];                                                                                                       \
+    v_dots_begin(&dots, m);                                                                                                      \
+    _Pragma("GCC unroll 8") for (int j = 0; j < STEPS; j++) {                                                                    \
+      v_dots_step(&dots, rt_step_##name(tile, span, c * STEPS + j), bits, j, x->act + at + j * 4 + x->low, x->stride, m);        \
+      for (int l = j * LINES / STEPS; l < (j + 1) * LINES / STEPS; l++) rt_prefetch(ahead + l * 64, 1, RT_FAR(tile_k, bits, m)); \
+    }                                                                                                                            \
+    v_dots_end(&dots, bits, m, s);                                                                                               \
+    v16f scale = rt_scale_##name(tile, span * (64 / sub) + c), least = FOLD##_OF(name, tile, span * (64 / sub) + c);             \
+    for (int t = 0; t < m; t++) {                                                                                                \
+      v16f sum = v_of_s32(rt_byte_minus(s[t], x, t, at, sub, offset - V_DOTS_LESS(bits)));                                       \
+      acc[t] = v_fma(sum, v_mul(scale, v_set1(rt_byte_scale(x, t, at))), acc[t]);                                                \
+      if (with_least) acc[t] = v_fma(least, v_set1(rt_byte_total(x, t, at, sub)), acc[t]);                                       \
+    }                                                                                                                            \
+  }                                                                                                                              \
+  V_INLINE void rt_bytes_group_##name(const uint8_t *restrict tile, int k, const rt_byte_rows *x, int m, float *y,               \
+                                      size_t ldy) {                                                                              \
+    v16f acc[V_BYTE_TOKENS];                                                                                                     \
+    for (int t = 0; t < m; t++) acc[t] = v_zero();                                                                               \
+    for (int at = 0; at < k; at += tile_k, tile += tile_bytes)                                                                   \
+      for (int span = 0; span < tile_k / 64; span++)                                                                             \
+        _Pragma("GCC unroll 4") for (int c = 0; c < 64 / sub; c++)                                                               \
+          rt_bytes_sub_##name(tile, span, c, x, at + span * 64 + c * sub, m, acc);                                               \
+    for (int t = 0; t < m; t++) v_store(y + t * ldy, acc[t]);                                                                    \
+  }                                                                                                                              \
+  RT_BYTE_EACH(RT_BYTE_TOKENS, name)                                                                                             \
+  static void rt_linear_a8_##name(const uint8_t *packed, int k, int first, int last, const uint8_t *act, size_t stride,          \
+                                  int m, float *y, size_t ldy) {                                                                 \
+    size_t group_bytes = (size_t)((k + tile_k - 1) / tile_k) * tile_bytes;                                                       \
+    for (int g = first; g < last; g++, y += 16) {                                                                                \
+      const uint8_t *tile = packed + (size_t)g * group_bytes;                                                                    \
+      int done = RT_BYTES_WIDE(name, bits, tile, k, act, stride, m, y, ldy);                                                     \
+      RT_BYTE_EACH(RT_BYTE_PASS, name)                                                                                           \
+    }                                                                                                                            \
   }
 #define RT_BYTE_TOKENS(name, m)                                                                                             \
   static __attribute__((noinline)) void rt_bytes##m##_##name(const uint8_t *tile, int k, const uint8_t *act, size_t stride, \

@@ -45,7 +45,7 @@ V_INLINE void rt_pairs_some(const v_duo *restrict w, int pairs, int groups, cons
 }
 
 typedef void rt_pairs_kernel(const v_duo *w, int pairs, const uint16_t *x, size_t stride, int fresh, float *y, size_t ldy);
-#define RT_PAIRS_OF(name, groups, tokens)                                                                                       \
+#define RT_PAIRS_OF(name, groups, tokens)                                                                                      \
   static __attribute__((noinline)) void name(const v_duo *w, int pairs, const uint16_t *x, size_t stride, int fresh, float *y, \
                                              size_t ldy) {                                                                     \
     rt_pairs_some(w, pairs, groups, x, stride, tokens, fresh, y, ldy);                                                         \
@@ -85,20 +85,20 @@ static void rt_pairs_groups(const rt_pairing *f, const uint8_t *packed, int grou
 #define RT_DUO_F8_E5M2(tile, i) RT_DUO_ROUNDED(F8_E5M2, tile, i)
 
 /* A few tokens: straight from the tiles, one group at a time. */
-#define RT_PAIRS_FEW(name, tile_bytes, m)                                                                              \
-  static __attribute__((noinline)) void rt_pairs_few##m##_##name(const uint8_t *restrict tile, int k, const uint8_t *act,   \
-                                                                 size_t act_stride, float *y, size_t ldy) {            \
-    size_t stride = act_stride / sizeof(uint16_t);                                                                     \
-    const uint16_t *x = rt_pairs_at(act, k);                                                                           \
-    v16f acc[m];                                                                                                       \
-    for (int t = 0; t < m; t++) acc[t] = v_zero();                                                                     \
-    for (int at = 0; at < k; at += 64, tile += tile_bytes, x += 64)                                                    \
-      for (int i = 0; i < 64; i += 2) {                                                                                \
-        if (i % 4 == 0) rt_prefetch(tile + i * (tile_bytes / 64), RT_LINES(tile_bytes, 16), RT_FAR(64, m));            \
-        v_duo w = RT_DUO_##name(tile, i);                                                                              \
-        for (int t = 0; t < m; t++) acc[t] = v_dot_duo(acc[t], w, v_set1_duo(x + t * stride + i));                     \
-      }                                                                                                                \
-    for (int t = 0; t < m; t++) v_store(y + t * ldy, acc[t]);                                                          \
+#define RT_PAIRS_FEW(name, tile_bytes, m)                                                                                 \
+  static __attribute__((noinline)) void rt_pairs_few##m##_##name(const uint8_t *restrict tile, int k, const uint8_t *act, \
+                                                                 size_t act_stride, float *y, size_t ldy) {               \
+    size_t stride = act_stride / sizeof(uint16_t);                                                                        \
+    const uint16_t *x = rt_pairs_at(act, k);                                                                              \
+    v16f acc[m];                                                                                                          \
+    for (int t = 0; t < m; t++) acc[t] = v_zero();                                                                        \
+    for (int at = 0; at < k; at += 64, tile += tile_bytes, x += 64)                                                       \
+      for (int i = 0; i < 64; i += 2) {                                                                                   \
+        if (i % 4 == 0) rt_prefetch(tile + i * (tile_bytes / 64), RT_LINES(tile_bytes, 16), RT_FAR(64, 0, m));            \
+        v_duo w = RT_DUO_##name(tile, i);                                                                                 \
+        for (int t = 0; t < m; t++) acc[t] = v_dot_duo(acc[t], w, v_set1_duo(x + t * stride + i));                        \
+      }                                                                                                                   \
+    for (int t = 0; t < m; t++) v_store(y + t * ldy, acc[t]);                                                             \
   }
 #define RT_PAIRS_FEWER(name, m) \
   for (; left >= m; left -= m, few += m * stride, to += m * ldy) rt_pairs_few##m##_##name(groups, k, few, stride, to, ldy);

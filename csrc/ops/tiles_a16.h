@@ -83,8 +83,8 @@ V_INLINE void rt_pass_tiles(const rt_pass8 *p, int sub, int with_least, int most
               p->at + p->n < p->k ? acc[t] : v_mul(acc[t], v_set1(*(const float *)(p->act + t * p->stride))));
 }
 
-#define RT_PASS_TILES(sub, with_least)                                                                                          \
-  static __attribute__((noinline)) void rt_pass8_##sub##_##with_least(const rt_pass8 *p) { rt_pass_tiles(p, sub, with_least, 8); }   \
+#define RT_PASS_TILES(sub, with_least)                                                                                             \
+  static __attribute__((noinline)) void rt_pass8_##sub##_##with_least(const rt_pass8 *p) { rt_pass_tiles(p, sub, with_least, 8); } \
   static __attribute__((noinline)) void rt_pass16_##sub##_##with_least(const rt_pass8 *p) { rt_pass_tiles(p, sub, with_least, 16); }
 RT_PASS_TILES(16, 0)
 RT_PASS_TILES(16, 1)
@@ -95,7 +95,7 @@ RT_PASS_TILES(32, 1)
 #define RT_WIDE_BLOCK(name, tile_k, tile_bytes, sub, offset, with_least, FOLD)                                              \
   V_INLINE void rt_lines8_##name(const uint8_t *restrict tile, int span, int at, rt_lines8 *restrict w) {                   \
     enum { SUBS = 64 / sub, LINES = RT_LINES(tile_bytes, tile_k / 64) };                                                    \
-    rt_prefetch(tile + span * (LINES * 64), LINES, RT_FAR(tile_k, RT_WIDE_FROM));                                           \
+    rt_prefetch(tile + span * (LINES * 64), LINES, RT_FAR(tile_k, 0, RT_WIDE_FROM));                                        \
     _Pragma("GCC unroll 16") for (int j = 0; j < 16; j++)                                                                   \
       v_store_bytes(w->u[at / 4 + j], v_less_byte(rt_step_##name(tile, span, j), offset));                                  \
     for (int c = 0; c < SUBS; c++) {                                                                                        \
