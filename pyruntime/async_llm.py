@@ -9,8 +9,9 @@ from itertools import count
 from typing import Any
 
 from .engine.engine import Engine, Handle, Stats
-from .engine.events import Done, Failed
-from .llm import LLM, Events, Ids, Message, Params, Prompt, merge_events
+from .engine.events import Done, Events, Failed
+from .engine.loop import LoopSink
+from .llm import LLM, Ids, Message, Params, Prompt, merge_events
 from .loading import Model
 from .types import Completion, Delta, SamplingParams
 
@@ -24,7 +25,7 @@ class AsyncLLM:
     def __init__(self, model: str | os.PathLike[str] | Model | LLM, **options: Any) -> None:
         self.llm = model if isinstance(model, LLM) else LLM(model, **options)
         self.engine, self.tokenizer, self.model = self.llm.engine, self.llm.tokenizer, self.llm.model
-        self._sink: _LoopSink | None = None
+        self._sink: _Queues | None = None
 
     @classmethod
     async def load(cls, model: str | os.PathLike[str] | Model, **options: Any) -> AsyncLLM:
@@ -86,7 +87,7 @@ class AsyncLLM:
     def _listening(self) -> _Listening:
         loop = asyncio.get_running_loop()
         if self._sink is None or self._sink.loop is not loop:
-            self._sink = _LoopSink(loop)
+            self._sink = _Queues(loop)
         return _Listening(self.engine, self._sink)
 
     async def _complete(self, requests: list[tuple[list[int], SamplingParams]]) -> list[Completion]:
@@ -111,17 +112,14 @@ class AsyncLLM:
                     task.cancel()
 
 
-class _LoopSink:
+class _Queues(LoopSink):
     """Events of all of a loop's requests: one hand-over per step, then each to the queue of its request."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
+        super().__init__(loop, self._part)
         self.queues: dict[str, asyncio.Queue[Events]] = {}
 
-    def put(self, events: Events) -> None:
-        self.loop.call_soon_threadsafe(self._deliver, events)
-
-    def _deliver(self, events: Events) -> None:
+    def _part(self, events: Events) -> None:
         parted: dict[str, Events] = {}
         for event in events:
             parted.setdefault(event[0], []).append(event)
@@ -135,7 +133,7 @@ class _Listening:
 
     _ids = count(1)
 
-    def __init__(self, engine: Engine, sink: _LoopSink) -> None:
+    def __init__(self, engine: Engine, sink: _Queues) -> None:
         self._engine, self._sink = engine, sink
         self._handles: list[Handle] = []
 

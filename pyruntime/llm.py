@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from .engine.engine import Engine, Handle, Stats
-from .engine.events import Done, Event, Failed
+from .engine.events import Done, Events, Failed
 from .errors import FieldInvalid, QueueFull
 from .loading import Model, Progress, open_model
 from .types import Completion, Delta, SamplingParams
@@ -24,7 +24,6 @@ Ids = Sequence[int]
 Prompt = str | Ids
 Message = Mapping[str, Any]
 Params = SamplingParams | Sequence[SamplingParams] | None
-Events = list[tuple[str, int, Event]]
 
 
 class LLM:

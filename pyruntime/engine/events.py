@@ -10,7 +10,7 @@ from typing import Protocol
 from ..errors import PyruntimeError
 from ..types import Completion, Delta, TokenLogprob
 
-__all__ = ["Delta", "Done", "Event", "Failed", "PrefillProgress", "Sink", "Started"]
+__all__ = ["Delta", "Done", "Event", "Events", "Failed", "PrefillProgress", "Sink", "Started"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,12 @@ class Failed:
 
 
 Event = Started | PrefillProgress | Delta | Done | Failed
+Events = list[tuple[str, int, Event]]    # (request id, candidate index, event), in order
 
 
 class Sink(Protocol):
     """Where the engine hands over. Called on the engine's thread, once per step with all of that step's events:
-    hand them on and return (an asyncio sink: one `call_soon_threadsafe`). Several requests may share one sink."""
+    hand them on and return (to an event loop: `loop.LoopSink`). Several requests may share one sink."""
 
-    def put(self, events: list[tuple[str, int, Event]]) -> None:
-        """`events`: (request id, candidate index, event), in order."""
+    def put(self, events: Events) -> None:
+        """Take a step's events."""

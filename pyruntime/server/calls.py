@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Any, TypeVar
 
-from ..engine.events import Event
+from ..engine.events import Event, Events
+from ..engine.loop import LoopSink
 from ..errors import QueueFull
 
 T = TypeVar("T")
@@ -32,11 +33,11 @@ class Call:
 
 
 class Calls:
-    """Every running call, the sink of every engine, and the threads beside the event loop. All methods but `put` belong
-    to the loop."""
+    """Every running call, the `sink` of every engine, and the threads beside the event loop. All methods belong to the loop."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
+        self.sink = LoopSink(self.loop, self._deliver)
         self._calls: dict[str, Call] = {}
         self._ids = count(1)
         self._idle = asyncio.Event()
@@ -46,14 +47,6 @@ class Calls:
 
     def __len__(self) -> int:
         return len(self._calls)
-
-    def put(self, events: list[tuple[str, int, Event]]) -> None:
-        """A step's events, on an engine's thread: one hand-over to the event loop."""
-        try:
-            self.loop.call_soon_threadsafe(self._deliver, events)
-        except RuntimeError:
-            if not self.loop.is_closed():
-                raise
 
     def beside(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Run `work` in a thread."""
@@ -117,7 +110,7 @@ class Calls:
         """End the threads, without waiting for what they do."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _deliver(self, events: list[tuple[str, int, Event]]) -> None:
+    def _deliver(self, events: Events) -> None:
         for id, candidate, event in events:
             if (call := self._calls.get(id)) is not None:
                 call.receiver(candidate, event)

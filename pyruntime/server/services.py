@@ -201,7 +201,7 @@ class _Generating(ABC):
             candidates = convert.candidates(request)
             wait = convert.nonnegative_seconds(request.scheduling, "max_queue_wait", "scheduling.max_queue_wait")
             prompt = self.prompt(request, served)
-            handle = served.engine.submit(prompt, params, sink=self.calls, request_id=call.id, n=candidates,
+            handle = served.engine.submit(prompt, params, sink=self.calls.sink, request_id=call.id, n=candidates,
                                           priority=request.scheduling.priority, max_wait=wait)
         except PyruntimeError as error:
             raise convert.told_of(error, prefix, self.prompt_field(request)) from None
