@@ -149,7 +149,10 @@ static void quantize(const struct rt_kernels *K, enum rt_path path, hash *h) {
     for (size_t n = 0; n < kp && path != RT_PATH_A16; n++) add_floats(h, (float[]){rt_bf16_to_f32(coarse[n])}, 1);
     if (path != RT_PATH_BF16) {
       add_floats(h, a.scale, 1);
-      add_bytes(h, a.sum, (size_t)((uint8_t *)a.x - (uint8_t *)a.sum));
+      const uint8_t *from = (uint8_t *)(path == RT_PATH_A8 ? a.low : a.high); /* A8 has floats there, NaNs too */
+      if (path == RT_PATH_A8) add_floats(h, a.scales, kp / 16);
+      add_bytes(h, a.sum, kp / 16 * sizeof *a.sum);
+      add_bytes(h, from, (size_t)((uint8_t *)a.x - from));
     }
     if (path == RT_PATH_A16 || path == RT_PATH_BF16) add_floats(h, a.x, kp);
     free(act);
