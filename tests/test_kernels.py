@@ -313,7 +313,8 @@ def test_linear_equals_scalar(kernels: Kernels, seed: int, path: int, format: in
     rng, k, w, _ = matrix(seed, format, rows, k, weights)
     pairs = path in (A16_BF16, A8) and not FORMATS[format].sub
     if {"amx": path == BF16 or pairs, "avx512bf16": pairs}.get(kernels.name):  # to these instructions a number below 2^-126 is zero
-        assume(kind not in ("tiny", "denormal") and (FORMATS[format].sub or weights == "tame"))
+        small = FORMATS[format].name == "MXFP4" and weights == "wild"    # whose scales go down to 2^-127
+        assume(kind not in ("tiny", "denormal") and (FORMATS[format].sub or weights == "tame") and not small)
     acts = activations(SCALAR, values(rng, kind, (m, k)), path)
     groups = -(-rows // 16)
     assert same(SCALAR.linear(format, w, k, 0, groups, acts, path=path), kernels.linear(format, w, k, 0, groups, acts, path=path))
