@@ -23,13 +23,13 @@ static int32_t matrix_of(const rt_engine *e, const rt_each *l, int32_t token, in
 }
 
 /* The first of two equal ways, so that a matrix's pairs of one path lie together. */
-static int32_t way_of(const rt_engine *e, const rt_each *l, int32_t token) {
+static int32_t way_at(const rt_engine *e, const rt_each *l, int32_t token) {
   return l->ways[0].path != l->ways[1].path && e->step.batch->roles[token];
 }
 
 static int32_t key_of(const rt_engine *e, const rt_each *l, int32_t pair) {
   int32_t token = pair / l->parts;
-  return matrix_of(e, l, token, pair % l->parts) * 2 + way_of(e, l, token);
+  return matrix_of(e, l, token, pair % l->parts) * 2 + way_at(e, l, token);
 }
 
 static void sort_pairs(rt_engine *e, const rt_each *l) {
@@ -66,7 +66,7 @@ rt_phase rt_each_open(rt_engine *e, const rt_each *l, int32_t part) {
 /* ---- activations ---- */
 
 static void round_input(rt_engine *e, const rt_each *l, const float *x, int32_t pair) {
-  e->k->quantize(x, l->k, 0, l->norm, NULL, l->eps, l->ways[way_of(e, l, pair / l->parts)].path,
+  e->k->quantize(x, l->k, 0, l->norm, NULL, l->eps, l->ways[way_at(e, l, pair / l->parts)].path,
                  e->acts + (size_t)e->pairs.place[pair] * rt_act_bytes(l->k));
 }
 

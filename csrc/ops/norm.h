@@ -46,7 +46,7 @@ static void rt_quantize(const float *x, int k, int norm_kind, const float *norm,
     broken = v_fma(v, v_zero(), broken);
   }
   if (path == RT_PATH_BF16) rt_act_bf16(a, kp);
-  else if (path == RT_PATH_A8) rt_act_bytes8(a, kp, v_sum(broken));
+  else if (path == RT_PATH_A8) rt_act_round8(a, kp, v_sum(broken));
   else rt_act_round(a, kp, v_most(most), v_sum(broken));
   if (path == RT_PATH_A16_BF16 || path == RT_PATH_A8) rt_act_pairs(a, kp);
 }

@@ -67,7 +67,7 @@ static inline void rt_act_round(rt_act a, size_t kp, float most, float broken) {
 }
 
 /* The same of A8, block by block. */
-static inline void rt_act_bytes8(rt_act a, size_t kp, float broken) {
+static inline void rt_act_round8(rt_act a, size_t kp, float broken) {
   enum { MOST = 127, BLOCK = 32 };
   *a.scale = 1.0f;
   for (size_t b = 0; b < kp / BLOCK; b++) {
