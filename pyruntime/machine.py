@@ -17,8 +17,8 @@ ROUNDING = {"a16": "activations are 16-bit integers, beside float weights f32",
 PATHS = tuple(ROUNDING)
 #: the most rounding a prompt's and a generated token may take
 PRECISIONS = {"balanced": ("bf16", "a16"), "precise": ("a16", "a16"), "throughput": ("bf16", "bf16"), "int8": ("a8", "a16")}
-#: the paths that are faster than those before them, by instruction set; elsewhere A16 is both faster and closer. A8 on AVX2: weights
-#: of 4 and 5 bits, others 3 to 9 % slower; on NEON reasoned, not measured
+#: the paths that are faster than those before them, by instruction set; elsewhere A16 is both faster and closer. A8 on AVX2:
+#: weights of 4 and 5 bits, others become 3 to 9 % slower; on NEON reasoned, not measured
 FASTER: dict[str, tuple[str, ...]] = {"avx2": ("a8",), "avx512": ("a8",), "avx512bf16": ("a16_bf16", "a8"), "amx": ("bf16",),
                                       "neon": ("a8",)}
 
