@@ -1,10 +1,10 @@
 /* Byte-level byte-pair encoding.
  *
  * A normal token's text is written in the byte alphabet of GPT-2.
- * A vocabulary is built once and never changes but for what it has learned of a word, so any number of threads may encode with it. Encoding splits the text at
- * added tokens, then into words (split.h), and merges within each word: a word that is a token is looked up whole, a short
- * one is merged by scanning for the lowest rank, a long one with a heap. Time is n log n for one word of n bytes, memory
- * 36 n. */
+ * A vocabulary is built once; what it learns of a word afterwards is the same whoever learns it, so any number of threads may
+ * encode with it. Encoding splits the text at added tokens, then into words (split.h), and merges within each word: a word that
+ * is a token is looked up whole, a short one is merged by scanning for the lowest rank, a long one with a heap. Time is n log n
+ * for one word of n bytes, memory 36 n. */
 #ifndef RT_BPE_H
 #define RT_BPE_H
 #include <stdbool.h>
